@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` are the two commands of the README; each makes .venv if there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test check format lint types clean help
+
+help:
+	@echo "make quickstart  train and attack six networks on embedded digits, print the table"
+	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
+	@echo "make check       format, lint, types and tests: what CI runs"
+	@echo "make format      rewrite the code in the project's format"
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/robustbench-sparse run configs/quickstart.yaml --out results
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,321 @@
+"""What every attack stands on: the threat, per-image randomness, gradients of random networks, the base class.
+
+Images are float tensors in [0, 1] of shape (B, C, H, W); labels are int64 tensors of shape (B,); a model
+maps images to logits of shape (B, K).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["linf", "l2"]
+Target = Literal["none", "given", "runner_up", "least_likely", "next", "random"]
+# Maps (logits (B, K), labels (B,)) to one loss per image (B,); a larger loss is closer to misclassification.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def check(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise ``ValueError("NAME: expected EXPECTED, got GOT")`` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (B,) to (B, 1, 1, ...) so that it broadcasts against ``like`` of shape (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """The set of images an adversary may reach: a ball around the clean image, inside the box [0, 1].
+
+    Args:
+        norm: ``linf`` or ``l2``, over all pixels and channels of an image.
+        eps: radius in units of the pixel range, >= 0; ``inf`` means no bound but the box.
+    """
+
+    norm: Norm = "linf"
+    eps: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        check(self.norm in ("linf", "l2"), "norm", "'linf' or 'l2'", self.norm)
+        check(self.eps >= 0, "eps", "a number >= 0", self.eps)
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each perturbation; (B, ...) -> (B,)."""
+        flat = delta.flatten(1)
+        return flat.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Bring ``x_adv`` into the ball around ``x`` and into [0, 1].
+
+        The ball comes first, the box second: clipping to the box moves every pixel towards ``x``, so the
+        result lies in both sets. For l_inf it is the nearest such point.
+        """
+        if math.isinf(self.eps):
+            return x_adv.clamp(0, 1)
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
+        delta = x_adv - x
+        size = self.size(delta)
+        # Only points outside are moved; inside, the factor is exactly 1 and no rounding creeps in.
+        factor = torch.where(size > self.eps, self.eps / size.clamp_min(1e-30), torch.ones_like(size))
+        return (x + delta * per_image(factor, delta)).clamp(0, 1)
+
+    def contains(self, other: Threat, pixels: int) -> bool:
+        """Whether every perturbation of ``other`` is one of this threat, for images of ``pixels`` values."""
+        if self.norm == other.norm:
+            return other.eps <= self.eps
+        if self.norm == "l2":  # the corner of the cube is its farthest point
+            return other.eps * math.sqrt(pixels) <= self.eps
+        return other.eps <= self.eps
+
+
+class SampleRandom:
+    """Random numbers in which every image has a stream of its own.
+
+    A draw for one image depends on its own stream alone, so an attack's result does not depend on which
+    images share its batch, on their order, or on images that left the batch early.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = list(generators)
+
+    @classmethod
+    def for_images(cls, seed: int, name: str, indices: Sequence[int]) -> SampleRandom:
+        """Streams for the images at ``indices`` of a data set, fixed by the seed and a stream name."""
+        return cls([_seeded(f"{seed}/{name}/{i}") for i in indices])
+
+    @classmethod
+    def spawn(cls, generator: torch.Generator | None, count: int) -> SampleRandom:
+        """``count`` streams seeded by draws from one generator (torch's default one if None)."""
+        seeds = torch.randint(2**62, (count,), generator=generator)
+        return cls([torch.Generator().manual_seed(s) for s in seeds.tolist()])
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def subset(self, keep: Tensor) -> SampleRandom:
+        """The streams of some images: a bool mask (B,) or indices. They stay shared with this object."""
+        chosen = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        return SampleRandom([self._generators[i] for i in chosen.tolist()])
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """U(0, 1) with the shape, type and device of ``like`` (B, ...)."""
+        return self._fill(like, lambda out, g: out.uniform_(generator=g))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1) with the shape, type and device of ``like`` (B, ...)."""
+        return self._fill(like, lambda out, g: out.normal_(generator=g))
+
+    def integers(self, high: int) -> Tensor:
+        """One integer in [0, high) per image; (B,) on the CPU."""
+        return torch.stack([torch.randint(high, (), generator=g) for g in self._generators])
+
+    def _fill(self, like: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        if like.shape[0] != len(self):
+            raise ValueError(f"expected a tensor of {len(self)} images, got {like.shape[0]}")
+        # Drawn on the CPU in float32 and row-major, whatever `like` is: the same numbers on every device.
+        out = torch.empty(like.shape, dtype=torch.float32)
+        for row, generator in zip(out, self._generators, strict=True):
+            fill(row, generator)
+        return out.to(device=like.device, dtype=like.dtype)
+
+
+def _seeded(text: str) -> torch.Generator:
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class NoiseSource(Protocol):
+    """Where a random network gets its noise: anything that can draw N(0, 1) shaped like a tensor."""
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1) with the shape, type and device of ``like``."""
+        ...
+
+
+class GeneratorNoise:
+    """Noise from one ``torch.Generator`` for the whole batch: fast, for training."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1) with the shape, type and device of ``like``."""
+        out = torch.randn(
+            like.shape, generator=self.generator, dtype=torch.float32, device=self.generator.device
+        )
+        return out.to(device=like.device, dtype=like.dtype)
+
+
+class RandomModule(nn.Module):
+    """Base of layers that draw noise at inference. ``noise_source`` None means torch's global generator."""
+
+    noise_source: NoiseSource | None = None
+
+    def draw(self, like: Tensor) -> Tensor:
+        """N(0, 1) shaped like a tensor, from the bound source."""
+        return torch.randn_like(like) if self.noise_source is None else self.noise_source.normal(like)
+
+
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether two forward passes on the same image may differ.
+
+    True when the model or one of its parts says ``stochastic = True``, or holds a ``RandomModule`` that does
+    not say ``stochastic = False``.
+    """
+    return any(getattr(m, "stochastic", isinstance(m, RandomModule)) is True for m in model.modules())
+
+
+@contextlib.contextmanager
+def noise_from(model: nn.Module, source: NoiseSource | None) -> Iterator[None]:
+    """Bind a noise source to every random layer for the length of a block."""
+    layers = [m for m in model.modules() if isinstance(m, RandomModule)]
+    before = [m.noise_source for m in layers]
+    try:
+        for m in layers:
+            m.noise_source = source
+        yield
+    finally:
+        for m, old in zip(layers, before, strict=True):
+            m.noise_source = old
+
+
+def logits_of(model: nn.Module, x: Tensor, random: SampleRandom, draws: int = 1) -> Tensor:
+    """Logits (B, K) of images (B, C, H, W): the mean over ``draws`` passes when the network is random."""
+    if not is_stochastic(model):
+        out: Tensor = model(x)
+        return out
+    with noise_from(model, random):
+        total: Tensor = model(x)
+        for _ in range(draws - 1):
+            total = total + model(x)
+    return total / draws
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, random: SampleRandom, eot: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the per-image loss with respect to the image, by expectation over transformation (EOT).
+
+    Args:
+        model: the network, in eval mode.
+        x: images (B, C, H, W).
+        y: labels (B,).
+        loss: maps logits and labels to one loss per image.
+        random: the images' random streams.
+        eot: passes to average over when the network is random (Athalye et al. 2018); 1 pass otherwise.
+
+    Returns:
+        The gradient (B, C, H, W), the mean losses (B,) and the mean logits (B, K), all detached.
+    """
+    passes = eot if is_stochastic(model) else 1
+    grad, losses, logits = torch.zeros_like(x), x.new_zeros(x.shape[0]), None
+    for _ in range(passes):
+        point = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            out = logits_of(model, point, random)
+            value = loss(out, y)
+            (step,) = torch.autograd.grad(value.sum(), point)
+        grad, losses = grad + step, losses + value.detach()
+        logits = out.detach() if logits is None else logits + out.detach()
+    assert logits is not None
+    return grad / passes, losses / passes, logits / passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """Base of all attacks: settings are the fields, calling an instance attacks a batch.
+
+    An attack returns its best candidate for every image and judges nothing: the harness measures norms,
+    box and success. A subclass writes ``run``; it may rely on 0 < eps.
+
+    Args:
+        target: ``none`` attacks the true label; ``given`` takes ``y`` as the class to reach; the others choose
+            a wrong class from the clean logits (``runner_up``, ``least_likely``), by number (``next``) or at
+            random (``random``) and try to reach it.
+
+    Attributes:
+        weak: the attack is too weak to judge a network alone; never report its accuracy without a strong one.
+        bounded: every candidate lies in the threat's ball; where False, those outside are judged as projected.
+    """
+
+    weak: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
+    target: Target = "none"
+
+    def __post_init__(self) -> None:
+        check(self.target in get_args(Target), "target", f"one of {', '.join(get_args(Target))}", self.target)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        generator: SampleRandom | torch.Generator | None = None,
+    ) -> Tensor:
+        """Attack a batch.
+
+        Args:
+            model: the network, in eval mode, mapping (B, C, H, W) to logits (B, K).
+            x: clean images in [0, 1], (B, C, H, W).
+            y: labels (B,): the true ones, or the classes to reach with ``target="given"``.
+            threat: norm and radius.
+            generator: the images' random streams, or one generator to seed them from.
+
+        Returns:
+            Adversarial candidates (B, C, H, W), detached. With eps = 0, the clean images.
+
+        Raises:
+            ValueError: for a model in training mode, images outside [0, 1], shapes that do not fit or a threat
+                the attack cannot work in.
+        """
+        if model.training:
+            raise ValueError("expected a model in eval mode, got one in training mode: call model.eval()")
+        check(x.ndim >= 2 and x.is_floating_point(), "x", "float images (B, C, H, W)", tuple(x.shape))
+        check(y.shape == x.shape[:1], "y", f"labels of shape ({x.shape[0]},)", tuple(y.shape))
+        if x.shape[0] == 0 or threat.eps == 0:
+            return x.clone()
+        low, high = x.min().item(), x.max().item()
+        check(low >= 0 and high <= 1, "x", "values in [0, 1]", (low, high))
+        random = generator
+        if not isinstance(random, SampleRandom):
+            random = SampleRandom.spawn(random, x.shape[0])
+        check(len(random) == x.shape[0], "generator", f"{x.shape[0]} random streams", len(random))
+        self.check_threat(threat)
+        return self.run(model, x.detach(), y, threat, random).detach()
+
+    @abstractmethod
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
+        """Return a candidate (B, C, H, W) per image. Arguments are checked and eps > 0."""
+
+    def check_threat(self, threat: Threat) -> None:
+        """Raise ValueError when the attack cannot work in this threat; called when a config is read, too."""
+
+    def aim(
+        self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, eot: int = 1
+    ) -> tuple[Tensor, bool]:
+        """The class each image is pushed away from or towards: classes (B,) and whether it is "towards"."""
+        if self.target in ("none", "given"):
+            return y, self.target == "given"
+        with torch.no_grad():
+            logits = logits_of(model, x, random, eot)
+        k = logits.shape[1]
+        if self.target == "next":
+            return (y + 1) % k, True
+        if self.target == "random":
+            return (y + 1 + random.integers(k - 1).to(y.device)) % k, True
+        off = torch.zeros_like(logits).scatter_(1, y[:, None], math.inf)
+        chosen = (logits + off).argmin(1) if self.target == "least_likely" else (logits - off).argmax(1)
+        return chosen, True

@@ -1,0 +1,102 @@
+"""What iterative attacks share: the steepest step, the random start, Adam, and the best point on the way."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attacks.base import SampleRandom, Threat, per_image
+
+
+def steepest(direction: Tensor, norm: str) -> Tensor:
+    """The step of norm 1 along which a linear function grows fastest; (B, ...) -> (B, ...).
+
+    For l_inf the sign, for l2 the direction divided by its length. Where the gradient is zero there is no such
+    step, and the result is zero.
+    """
+    if norm == "linf":
+        return direction.sign()
+    # Divided by the largest entry first: the squares of a vanishing gradient would underflow to zero.
+    largest = direction.flatten(1).abs().amax(1).clamp_min(torch.finfo(direction.dtype).tiny)
+    scaled = direction / per_image(largest, direction)
+    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp_min(torch.finfo(scaled.dtype).tiny)
+    return scaled / per_image(length, scaled)
+
+
+def random_start(x: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
+    """A uniformly random point of the ball around each image, clipped to [0, 1]; (B, ...) -> (B, ...).
+
+    For l2: a uniform direction times eps * u^(1/d), u ~ U(0, 1), d pixels, which is uniform in the volume.
+    """
+    if threat.norm == "linf":
+        return threat.project(x + threat.eps * (2 * random.uniform(x) - 1), x)
+    radius = threat.eps * random.uniform(x.new_empty(x.shape[0])) ** (1 / x[0].numel())
+    return threat.project(x + per_image(radius, x) * steepest(random.normal(x), "l2"), x)
+
+
+class Best:
+    """The best point visited for each image of a batch; until one is found, the clean image.
+
+    A point where the network's output is not finite is never counted as fooling it. An image for which such a
+    point was met, and none that fools, yields that point: whoever judges it sees that the network could not
+    be attacked, rather than a network that withstood.
+
+    Args:
+        x: clean images (B, C, H, W).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.point = x.clone()
+        self.score = x.new_full((x.shape[0],), -math.inf)
+        self.fooled = torch.zeros_like(self.score, dtype=torch.bool)
+        self._broken, self._broken_point = self.fooled.clone(), x.clone()
+
+    def update(self, rows: Tensor, x_adv: Tensor, margin: Tensor, score: Tensor | None = None) -> None:
+        """Show the points just visited.
+
+        Args:
+            rows: numbers of the images in the batch that the points belong to, (R,).
+            x_adv: the points, (R, C, H, W).
+            margin: > 0 where the point fools the network, (R,).
+            score: what to prefer, larger is better, (R,); the margin if None. Points that fool must score above
+                points that do not.
+        """
+        score = margin if score is None else score
+        finite = margin.isfinite() & x_adv.flatten(1).sum(1).isfinite()
+        better = finite & (score > self.score[rows])
+        self.point[rows] = torch.where(per_image(better, x_adv), x_adv, self.point[rows])
+        self.score[rows] = torch.where(better, score, self.score[rows])
+        self.fooled[rows] |= finite & (margin > 0)
+        broken_point = torch.where(per_image(finite, x_adv), self._broken_point[rows], x_adv)
+        self._broken_point[rows], self._broken[rows] = broken_point, self._broken[rows] | ~finite
+
+    def result(self) -> Tensor:
+        """One candidate per image, (B, C, H, W)."""
+        return torch.where(per_image(self._broken & ~self.fooled, self.point), self._broken_point, self.point)
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) on a batch, written out so that single images can leave it.
+
+    Args:
+        like: the variable, (B, ...).
+        lr: step size.
+    """
+
+    def __init__(self, like: Tensor, lr: float) -> None:
+        self.lr, self.t = lr, 0
+        self.m, self.v = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, grad: Tensor) -> Tensor:
+        """What to subtract from the variable."""
+        self.t += 1
+        self.m = 0.9 * self.m + 0.1 * grad
+        self.v = 0.999 * self.v + 0.001 * grad * grad
+        m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
+        return self.lr * m / (v.sqrt() + 1e-8)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some images only: a bool mask (B,)."""
+        self.m, self.v = self.m[rows], self.v[rows]

@@ -1,0 +1,31 @@
+"""Gaussian noise, the weakest baseline: no adversary at all (the column "noise" of CLIP's table)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from attacks.base import Attack, SampleRandom, Threat, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise(Attack):
+    """x + N(0, sigma^2), clipped to [0, 1]; knows neither network nor label and stays in no ball.
+
+    Args:
+        sigma: standard deviation in pixel units, > 0.
+    """
+
+    weak: ClassVar[bool] = True
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.sigma > 0 and math.isfinite(self.sigma), "sigma", "a finite number > 0", self.sigma)
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
+        """Noisy images (B, C, H, W)."""
+        return (x + self.sigma * random.normal(x)).clamp(0, 1)

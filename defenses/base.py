@@ -1,0 +1,164 @@
+"""The defense interface: seven optional hooks around one training step, and the state they see.
+
+A defense is a frozen, keyword-only dataclass whose fields are its settings. What it keeps between steps
+(multipliers, pairs, auxiliary variables) lives in ``self.memory``, so that saving and resuming is one rule
+for all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Threat
+
+Make = Callable[[], nn.Module]
+Log = dict[str, float]
+
+
+class ImageSource(Protocol):
+    """The images a defense may look at: never those of the test set."""
+
+    def __call__(self, split: Literal["train", "val"], count: int, generator: torch.Generator) -> Tensor:
+        """Draw ``count`` images in [0, 1] from the training or validation part, (count, C, H, W)."""
+        ...
+
+
+@dataclass
+class Step:
+    """What a hook sees: the loop fills it in and keeps it up to date.
+
+    Attributes:
+        model: the network in training.
+        optimizer: the stage's optimiser; not yet built when ``begin`` is called.
+        threat: the benchmark's threat, the default of defenses that attack.
+        generator: this defense's own random stream.
+        images: draws further training or validation images.
+        stage: number of the stage, from 0.
+        epoch: number of the epoch within its stage, from 0; ``epochs`` is the stage's length.
+        step: number of optimiser steps taken in this run so far.
+        steps_per_epoch: minibatches of one epoch.
+        x: the minibatch of images trained on, (B, C, H, W) in [0, 1]; y: its labels, (B,).
+        lr: learning rate of the current step.
+        train_accuracy: share of the epoch's training images classified right, in [0, 1]; from ``end_epoch``
+            on.
+        val_accuracy: the same on the validation part, with the deployed network.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    threat: Threat
+    generator: torch.Generator
+    images: ImageSource
+    stage: int = 0
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+    steps_per_epoch: int = 1
+    x: Tensor = field(default_factory=lambda: torch.empty(0))
+    y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    lr: float = 0.0
+    train_accuracy: float = float("nan")
+    val_accuracy: float = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense:
+    """Base of all defenses. Every hook does nothing unless a subclass writes it.
+
+    Hooks of several defenses run in the order of the config's list.
+    """
+
+    memory: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError when this defense cannot work on such a network (weights may be on "meta")."""
+
+    def wrap(self, make: Make) -> Make:
+        """Turn the factory of one network into the factory of the network to train."""
+        return make
+
+    def begin(self, s: Step) -> None:
+        """A stage starts; the optimiser is not built yet. Allocate memory here, sparsify, prune.
+
+        A run that resumes calls this too, then puts weights, random streams and memory back to their saved
+        state: what is bound to the model or to ``s`` here (a noise source) need not be saved.
+        """
+
+    def perturb(self, s: Step) -> Tensor:
+        """Return the images to train on in place of ``s.x``. At most one defense of a stage writes this."""
+        return s.x
+
+    def penalty(self, s: Step) -> Tensor | None:
+        """A scalar added to the loss, or None for nothing (which leaves the loss untouched, bit for bit).
+
+        Called after the training batch's forward pass: until backward() batch-norm statistics stay put.
+        """
+        return None
+
+    def before_step(self, s: Step) -> None:
+        """Gradients are there, the optimiser has not stepped yet."""
+
+    def after_step(self, s: Step) -> None:
+        """The optimiser has stepped. Runs without gradients."""
+
+    def end_epoch(self, s: Step) -> Log:
+        """Accuracies are fresh. Runs without gradients; returns numbers for the history."""
+        return {}
+
+    def deploy(self, model: nn.Module) -> nn.Module:
+        """The network that is judged. Must not change its argument: copy first when anything changes."""
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on after a kill: tensors, numbers, lists and dictionaries of them."""
+        return copy.deepcopy(self.memory)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self.memory.clear()
+        self.memory.update(copy.deepcopy(state))
+
+
+def overrides(defense: Defense, hook: str) -> bool:
+    """Whether a defense writes a hook itself."""
+    return getattr(type(defense), hook) is not getattr(Defense, hook)
+
+
+def conv_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights (out, in, k, k) of all 2-D convolutions by parameter name, in the model's order."""
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+
+
+def prunable(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of all convolutions and linear layers by name: the denominator of every sparsity figure."""
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    }
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Run a block with the network in eval mode, and every module's mode put back afterwards.
+
+    Batch-norm statistics and dropout are those of the deployed network, and stay untouched.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode

@@ -1,0 +1,54 @@
+"""Random numbers for training: one stream for a whole batch, drawn where they are needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.base import SampleRandom
+
+
+class BatchRandom(SampleRandom):
+    """``SampleRandom`` for training: all images share one generator, so a batch costs one draw.
+
+    Numbers for another device than the generator's are drawn on that device, seeded by one draw from the
+    generator. Its state alone fixes all that follows, on every device, and large tensors are never copied.
+
+    Args:
+        generator: the stream.
+        count: number of images, where a caller asks for it.
+    """
+
+    def __init__(self, generator: torch.Generator, count: int = 0) -> None:
+        super().__init__([])
+        self.generator, self._count = generator, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def subset(self, keep: Tensor) -> BatchRandom:
+        """The same stream for some of the images: a bool mask (B,) or indices."""
+        count = int(keep.sum()) if keep.dtype == torch.bool else len(keep)
+        return BatchRandom(self.generator, count)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """U(0, 1) with the shape, type and device of ``like``."""
+        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+        return out.uniform_(generator=self._on(like.device)).to(like.dtype)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1) with the shape, type and device of ``like``."""
+        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+        return out.normal_(generator=self._on(like.device)).to(like.dtype)
+
+    def integers(self, high: int) -> Tensor:
+        """One integer in [0, high) per image; (B,) on the CPU."""
+        on_cpu = self._on(torch.device("cpu"))
+        return torch.randint(high, (self._count,), generator=on_cpu)
+
+    def _on(self, device: torch.device) -> torch.Generator:
+        own = self.generator
+        if own.device.type == device.type:
+            return own
+        seed = int(torch.randint(2**62, (), generator=own, device=own.device))
+        return torch.Generator(device).manual_seed(seed)

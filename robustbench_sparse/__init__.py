@@ -1,0 +1,24 @@
+"""How accurate, how robust and how sparse is an image classifier, and can the number be believed?
+
+The top floor: config, data, models, the training loop, the judge, leaderboards and the command line.
+``run_benchmark`` and ``evaluate`` are imported on first use, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustbench_sparse.benchmark import evaluate, run_benchmark
+
+__all__ = ["__version__", "evaluate", "run_benchmark"]
+__version__ = metadata.version("robustbench_sparse")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "run_benchmark"):
+        from robustbench_sparse import benchmark
+
+        return getattr(benchmark, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,393 @@
+"""The command line: tables go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the reference does not hold any more;
+2 something the user can mend, and one line says what; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+# Nothing heavy may be imported up here: `--help` has to answer at once.
+from robustbench_sparse.errors import UserError, near, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustbench_sparse.progress import Show
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PROGRAM = "robustbench-sparse"
+app = typer.Typer(
+    name=PROGRAM,
+    help="How accurate, how robust and how sparse is an image classifier, and can the number be believed?",
+    epilog=f"Start with: {PROGRAM} run configs/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(envvar="RBS_DATA", help="Folder of the data sets.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one config key; may be repeated."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge only so many test images.")]
+Format = Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _guarded(verb: Callable[P, R]) -> Callable[P, R]:
+    """Errors for the user become one line and exit code 2; an interrupt says how to go on."""
+
+    @functools.wraps(verb)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return verb(*args, **kwargs)
+        except UserError as e:
+            typer.echo(f"error: {one_line(e)}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+
+    return guarded
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"{PROGRAM} {version('robustbench_sparse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_guarded
+def run(
+    config: Annotated[Path, typer.Argument(help="A benchmark: one YAML file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Results go to OUT/<benchmark>/.")] = Path("results"),
+    changes: Changes = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Work on this run only; may be repeated.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="In place of the config's seeds, as in 0,1,2.")] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train and attack all networks of a benchmark, and write its leaderboard.
+
+    What is already there is kept: after an interrupt the same command goes on,
+    after a change of the config only what it concerns is done again. Exit code 1
+    means that some row has a gap; its status says why.
+
+    \b
+    Examples:
+      robustbench-sparse run configs/quickstart.yaml
+      robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
+      robustbench-sparse run configs/quickstart.yaml --set train.epochs=2
+      robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
+    """
+    from robustbench_sparse.benchmark import run_benchmark
+
+    chosen = _numbers(seeds)
+    labels = [label for text in only or [] for label in text.split(",")]
+    with _progress(quiet) as show:
+        table = run_benchmark(
+            config,
+            out=out,
+            changes=changes or [],
+            only=labels,
+            seeds=chosen,
+            device=device,
+            data_root=data_root,
+            limit=limit,
+            show=show,
+        )
+    from robustbench_sparse.leaderboard import aggregate
+
+    _print([aggregate(table) if table["seed"].nunique() > 1 else table], "table")
+    folder = out / str(table["benchmark"].iloc[0])
+    typer.echo(f"\nwritten: {folder / 'leaderboard.csv'}, leaderboard_seeds.csv, leaderboard.md", err=True)
+    _exit_with_gaps(table[table["run"].isin(labels)] if labels else table)
+
+
+@app.command()
+@_guarded
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(help="A run's folder, or package.module:factory of a network.", show_default=False),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Names of attacks, as in fgsm,pgd.")] = None,
+    suite: Annotated[str | None, typer.Option(help="A named list of attacks, such as standard.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the factory's network.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius, as in 8/255 or 0.5.")] = None,
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
+    limit: Limit = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Keep all outcomes in this folder.")] = None,
+    form: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Attack one network, trained here or elsewhere. Without attacks or a suite: the suite standard.
+
+    Networks take images in 0..1 of shape (B, C, H, W) and return logits.
+    A file of weights is read without running any code in it.
+
+    \b
+    Examples:
+      robustbench-sparse evaluate results/quickstart/runs/pgd_at-s0-1a2b3c4d
+      robustbench-sparse evaluate mynets:resnet --weights net.safetensors \\
+          --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000
+      robustbench-sparse evaluate mynets:cnn --dataset mnist --norm l2 --eps 2
+      robustbench-sparse evaluate mynets:cnn --dataset image_folder \\
+          --set data.path=images --format csv
+    """
+    _check_format(form)
+    if attacks is not None and suite is not None:
+        raise UserError("--attacks and --suite: expected one of them, got both")
+    radius = None if eps is None else _radius(eps)
+    from robustbench_sparse.benchmark import evaluate as judge
+
+    with _progress(quiet) as show:
+        table = judge(
+            target,
+            weights=weights,
+            dataset=dataset,
+            attacks=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
+            suite=suite or "standard",
+            norm=norm,
+            eps=radius,
+            seed=seed,
+            limit=limit,
+            device=device,
+            data_root=data_root,
+            out=out,
+            changes=changes or [],
+            show=show,
+        )
+    _print([table], form)
+    _exit_with_gaps(table)
+
+
+@app.command()
+@_guarded
+def leaderboard(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or results.", show_default=False)
+    ],
+    form: Format = "table",
+    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Largest numbers first.")] = None,
+    seeds: Annotated[bool, typer.Option("--seeds", help="Mean and deviation over the seeds.")] = False,
+) -> None:
+    """Print a leaderboard, counted anew from the stored outcomes.
+
+    \b
+    Examples:
+      robustbench-sparse leaderboard results/quickstart
+      robustbench-sparse leaderboard results/quickstart --sort worst --seeds
+      robustbench-sparse leaderboard results --format markdown > table.md
+    """
+    _check_format(form)
+    from robustbench_sparse.leaderboard import aggregate, fold_all
+    from robustbench_sparse.tables import sort_by
+
+    tables = [aggregate(table) if seeds else table for table in fold_all(folder)]
+    _print([sort_by(table, sort) for table in tables], form)
+
+
+@app.command("list")
+@_guarded
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="attacks, defenses, models, datasets, optimizers, schedules or configs.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """List what a config can name: each with one line and its settings with their defaults.
+
+    \b
+    Examples:
+      robustbench-sparse list attacks
+      robustbench-sparse list defenses
+      robustbench-sparse list configs
+    """
+    if kind == "configs":
+        _list_configs(Path("configs"))
+        return
+    tables = _tables_of_contents()
+    if kind not in tables:
+        known = [*tables, "configs"]
+        raise UserError(
+            f"list: nothing of the kind {kind!r}{near(kind, known)}; there are: {', '.join(known)}"
+        )
+    from robustbench_sparse.plugins import describe, settings_with_defaults
+
+    for name, cls in tables[kind]().items():
+        typer.echo(f"{name}: {describe(cls)}")
+        for setting, default in settings_with_defaults(cls).items():
+            typer.echo(f"    {setting}: {'required' if default is ... else _plain(default)}")
+
+
+@app.command()
+@_guarded
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or a CSV.", show_default=False)
+    ],
+    against: Annotated[Path, typer.Option(metavar="CSV", help="The reference.", show_default=False)],
+) -> None:
+    """Compare a leaderboard with a reference CSV; exit code 1 and a table of differences if it fell off.
+
+    A rate differs when the joint 95 % interval of both measurements excludes 0,
+    a sparsity when it is off by more than 0.1 points; a row, a column or a value
+    that is gone differs, too.
+
+    \b
+    Examples:
+      robustbench-sparse check results/quickstart --against results/quickstart.csv
+    """
+    from robustbench_sparse import reference
+
+    differences = reference.check(folder, against)
+    if differences:
+        typer.echo(reference.text_of(differences))
+        raise typer.Exit(1)
+    typer.echo(f"{folder}: everything that {against} states still holds")
+
+
+def _tables_of_contents() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Kind -> what loads its table of contents; one slow import each."""
+
+    def load(reference: str) -> Callable[[], dict[str, Any]]:
+        def table() -> dict[str, Any]:
+            from robustbench_sparse.plugins import import_object
+
+            found: dict[str, Any] = import_object(reference)
+            return found
+
+        return table
+
+    return {
+        "attacks": load("attacks:ATTACKS"),
+        "defenses": load("defenses:DEFENSES"),
+        "models": load("robustbench_sparse.models:MODELS"),
+        "datasets": load("robustbench_sparse.data:DATASETS"),
+        "optimizers": load("robustbench_sparse.optim:OPTIMISERS"),
+        "schedules": load("robustbench_sparse.optim:SCHEDULES"),
+    }
+
+
+def _list_configs(folder: Path) -> None:
+    from robustbench_sparse import yaml_numbers
+
+    paths = sorted(folder.glob("**/*.yaml"))
+    if not paths:
+        raise UserError(f"{folder}: no benchmark files (*.yaml) here")
+    for path in paths:
+        raw, _ = yaml_numbers.read(path)
+        facts = raw if isinstance(raw, dict) else {}
+        typer.echo(f"{path}: {facts.get('name', '(no name)')}")
+        if facts.get("source"):
+            typer.echo(f"    {one_line(facts['source'])}")
+
+
+def _plain(value: Any) -> str:
+    """A default as YAML would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_plain(v) for v in value)}]"
+    return str(value)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seeds: expected whole numbers such as 0,1,2, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _radius(text: str) -> float:
+    from robustbench_sparse.yaml_numbers import scalar
+
+    value = scalar(text)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UserError(f"--eps: expected a number >= 0 such as 8/255, got {text!r}")
+    return float(value)
+
+
+def _check_format(form: str) -> None:
+    known = ("table", "csv", "markdown", "latex")
+    if form not in known:
+        raise UserError(f"--format: expected {', '.join(known)}, got {form!r}{near(form, known)}")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Show]:
+    from robustbench_sparse.progress import RichShow, Silent
+
+    if quiet:
+        yield Silent()
+        return
+    from rich.console import Console
+
+    with RichShow(Console(stderr=True)) as show:
+        yield show
+
+
+def _print(tables: list[pd.DataFrame], form: str) -> None:
+    from robustbench_sparse.tables import show, text_of
+
+    if form == "table":
+        from rich.console import Console
+
+        show(Console(), tables)
+    else:
+        sys.stdout.write(text_of(tables, form))
+
+
+def _exit_with_gaps(table: pd.DataFrame) -> None:
+    if any(not str(status).startswith("ok") for status in table["status"]):
+        raise typer.Exit(1)

@@ -1,0 +1,480 @@
+"""One YAML file is one benchmark: its schema, and reading it with all checks before anything trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from attacks import ATTACKS
+from attacks.base import Attack, Threat
+from defenses import DEFENSES
+from defenses.base import Defense, overrides
+from robustbench_sparse import yaml_numbers
+from robustbench_sparse.data import DATASETS
+from robustbench_sparse.data.base import DatasetSpec
+from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse.leaderboard import SPARSITIES, is_reserved
+from robustbench_sparse.models import MODELS
+from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.optim import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
+from robustbench_sparse.plugins import SettingError, build, expectation, settings_of
+
+Entry = dict[str, Any]
+METRIC_COLUMNS = ("clean", "worst", *SPARSITIES)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ThreatConfig(_Strict):
+    """The adversary's set: norm and radius."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(8 / 255, ge=0)
+
+    @model_validator(mode="after")
+    def _eps_of_l2(self) -> ThreatConfig:
+        # 8/255 is a radius for l_inf; as an l2 radius it would make any network look robust.
+        if self.norm == "l2" and "eps" not in self.model_fields_set:
+            raise ValueError("expected the radius eps, too, for the norm l2")
+        return self
+
+    def threat(self) -> Threat:
+        """The same as the attacks know it."""
+        return Threat(norm=self.norm, eps=self.eps)
+
+
+class EvaluationConfig(_Strict):
+    """How networks are judged.
+
+    Attributes:
+        batch_size: images attacked at once.
+        draws: fresh passes that a random network's verdict on an image is averaged over.
+        limit: judge only so many test images, a fixed random choice; None means all.
+    """
+
+    batch_size: int = Field(256, gt=0)
+    draws: int = Field(10, gt=0)
+    limit: int | None = Field(None, gt=0)
+
+
+class AugmentConfig(_Strict):
+    """Random crop after zero padding by ``crop`` pixels, and horizontal flip."""
+
+    crop: int = Field(0, ge=0)
+    flip: bool = False
+
+
+class StageConfig(_Strict):
+    """One stage of training.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images per step.
+        optimizer, schedule: plug-ins.
+        augment: what happens to the images first.
+        selection: ``best`` keeps the epoch with the best validation accuracy of the deployed network,
+            ``adversarial`` the one with the best validation accuracy under IFGSM-10 in the benchmark's
+            threat, ``last`` the last.
+        select_after: the first epoch (from 0, within the stage) that may be selected.
+        precision: ``bf16`` runs forward passes under bfloat16 autocast; judging is always float32.
+    """
+
+    epochs: int = Field(..., gt=0)
+    batch_size: int = Field(128, gt=0)
+    optimizer: Entry = Field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
+    schedule: Entry = Field(default_factory=lambda: {"name": "constant"})
+    augment: AugmentConfig = AugmentConfig()
+    selection: Literal["best", "adversarial", "last"] = "best"
+    select_after: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _bare_name(cls, entry: Any) -> Any:
+        return {"name": entry} if isinstance(entry, str) else entry
+
+
+class RunConfig(_Strict):
+    """One row of the benchmark: a network, its defenses, and what differs from the training defaults."""
+
+    model: str | Entry | None = None
+    defenses: list[str | Entry] = []
+    train: Entry = {}
+
+
+class PublishedConfig(_Strict):
+    """Published values: a CSV with a column ``run`` and columns named as in the leaderboard, or values."""
+
+    file: str | None = None
+    values: dict[str, dict[str, float]] = {}
+
+
+class BenchmarkConfig(_Strict):
+    """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    source: str = ""
+    data: str | Entry
+    validation: int = Field(0, ge=0)
+    train_limit: int | None = Field(None, gt=0)
+    threat: ThreatConfig = ThreatConfig()
+    attacks: dict[str, str | Entry] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: list[int] = Field([0], min_length=1)
+    model: str | Entry | None = None
+    train: Entry
+    runs: dict[str, RunConfig] = Field(..., min_length=1)
+    published: PublishedConfig = PublishedConfig()
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _runs(cls, runs: Any) -> Any:
+        # `natural:` with nothing behind it is a run without defenses.
+        return {k: {} if v is None else v for k, v in runs.items()} if isinstance(runs, dict) else runs
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("expected different whole numbers >= 0")
+        return seeds
+
+
+class Resolved:
+    """Base of what a checked config turns into: plain frozen holders, see below."""
+
+
+class AttackPlan(Resolved):
+    """A labelled attack with its threat."""
+
+    def __init__(self, label: str, name: str, attack: Attack, threat: Threat) -> None:
+        self.label, self.name, self.attack, self.threat = label, name, attack, threat
+
+    def record(self) -> Entry:
+        """Everything that determines the attack's numbers, as plain values."""
+        return {"name": self.name, **settings_of(self.attack), "threat": settings_of(self.threat)}
+
+
+class StagePlan(Resolved):
+    """A stage with its optimiser and schedule built and the defenses that act in it."""
+
+    def __init__(self, config: StageConfig, optimiser: OptimiserSpec, schedule: ScheduleSpec) -> None:
+        self.config, self.optimiser, self.schedule = config, optimiser, schedule
+
+    def record(self) -> Entry:
+        """Everything that determines the stage's numbers, as plain values."""
+        c = self.config.model_dump()
+        c["optimizer"] = {"name": self.config.optimizer["name"], **settings_of(self.optimiser)}
+        c["schedule"] = {"name": self.config.schedule["name"], **settings_of(self.schedule)}
+        return c
+
+
+class DefensePlan(Resolved):
+    """A defense's entry, from which every run builds an instance of its own."""
+
+    def __init__(self, name: str, settings: Entry, stages: tuple[int, ...] | None) -> None:
+        self.name, self.settings, self.stages = name, settings, stages
+
+    def build(self) -> Defense:
+        """A fresh instance."""
+        return build(DEFENSES, {"name": self.name, **self.settings}, "defense", Defense)
+
+    def acts_in(self, stage: int) -> bool:
+        """Whether its training hooks run in this stage."""
+        return self.stages is None or stage in self.stages
+
+    def record(self) -> Entry:
+        """Everything that determines its numbers, as plain values."""
+        stages = list(self.stages) if self.stages is not None else None
+        return {"name": self.name, **settings_of(self.build()), "stages": stages}
+
+
+class RunPlan(Resolved):
+    """One row: label, network, defenses, stages."""
+
+    def __init__(
+        self,
+        label: str,
+        model_name: str,
+        model: ModelSpec,
+        defenses: list[DefensePlan],
+        stages: list[StagePlan],
+    ) -> None:
+        self.label, self.model_name, self.model = label, model_name, model
+        self.defenses, self.stages = defenses, stages
+
+    def record(self) -> Entry:
+        """Everything that determines the training's numbers but data and seed, as plain values."""
+        return {
+            "model": {"name": self.model_name, **settings_of(self.model)},
+            "defenses": [d.record() for d in self.defenses],
+            "stages": [s.record() for s in self.stages],
+        }
+
+
+class Plan(Resolved):
+    """A checked benchmark."""
+
+    def __init__(
+        self,
+        config: BenchmarkConfig,
+        dataset_name: str,
+        dataset: DatasetSpec,
+        attacks: list[AttackPlan],
+        runs: list[RunPlan],
+        published: dict[str, dict[str, float]],
+    ) -> None:
+        self.config, self.dataset_name, self.dataset = config, dataset_name, dataset
+        self.attacks, self.runs, self.published = attacks, runs, published
+        self.threat = config.threat.threat()
+
+
+class _Where:
+    """Turns a key path into ``file:line: key.path``."""
+
+    def __init__(
+        self, name: str, lines: Mapping[yaml_numbers.KeyPath, int], changed: Sequence[str] = ()
+    ) -> None:
+        self.name, self.lines, self.changed = name, lines, changed
+
+    def error(self, path: Sequence[str | int], problem: str) -> UserError:
+        key, dotted = tuple(path), ".".join(map(str, path))
+        above = any(change.startswith(f"{dotted}.") for change in self.changed) and key not in self.lines
+        if any(f"{dotted}.".startswith(f"{change}.") for change in self.changed) or (above and self.lines):
+            return UserError(f"--set {dotted}: {problem}")
+        line = next((self.lines[key[:i]] for i in range(len(key), 0, -1) if key[:i] in self.lines), None)
+        at = f"{self.name}:{line}" if line else self.name
+        return UserError(f"{at}: {dotted}: {problem}" if path else f"{at}: {problem}")
+
+    def build(self, table: Any, entry: Entry, kind: str, base: Any, path: Sequence[str | int]) -> Any:
+        try:
+            return build(table, entry, kind, base)
+        except SettingError as e:
+            raise self.error((*path, *e.path), e.problem) from None
+
+    def model(self, cls: Any, value: Any, path: Sequence[str | int]) -> Any:
+        if not isinstance(value, dict):
+            raise self.error(path, f"expected a mapping, got {value!r}")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as e:
+            raise self._schema_error(cls, e.errors(), path) from None
+
+    def _schema_error(self, cls: Any, errors: Any, path: Sequence[str | int]) -> UserError:
+        # A union reports one error per branch: the deepest path is the one that says something.
+        first = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+        loc = tuple(p for p in first["loc"] if p not in ("str", "dict[str,any]"))
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(cls, loc[:-1])
+            return self.error(
+                (*path, *loc), f"unknown key{near(str(loc[-1]), known)}; there are: {', '.join(known)}"
+            )
+        if first["type"] == "missing":
+            return self.error((*path, *loc[:-1]), f"the key {loc[-1]!r} is missing")
+        problem = one_line(first["msg"]).removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            problem = expectation(first)
+        kinds = {e["type"] for e in errors if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]}
+        if {"string_type", "dict_type"} <= kinds:
+            problem = "expected a name or a mapping"
+        return self.error((*path, *loc), f"{problem}, got {first['input']!r}")
+
+
+def _fields_at(cls: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    """Field names of the (nested) model that a pydantic error location points into."""
+    here: Any = cls
+    for part in loc:
+        fields = getattr(here, "model_fields", {})
+        if part in fields:
+            hint = fields[part].annotation
+            args = [a for a in getattr(hint, "__args__", ()) if isinstance(a, type)]
+            here = next((a for a in [hint, *args] if isinstance(a, type) and issubclass(a, BaseModel)), here)
+    return list(getattr(here, "model_fields", {}))
+
+
+def merge(base: Any, change: Any) -> Any:
+    """Deep merge of mappings; an entry that names another plug-in replaces the whole entry."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    if "name" in change and change["name"] != base.get("name"):
+        return change
+    return {**base, **{k: merge(base[k], v) if k in base else v for k, v in change.items()}}
+
+
+def apply_set(raw: Any, assignment: str) -> Any:
+    """A raw config with one ``key.path=value`` applied; the argument stays as it is.
+
+    List items are addressed by number; a plug-in given by its bare name becomes an entry with settings; where
+    a key has dots itself, the longest key that exists is meant.
+    """
+    path, equals, text = assignment.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {assignment}: expected key.path=value")
+    return _with(raw, parts, yaml_numbers.scalar(text), path)
+
+
+def _with(here: Any, parts: list[str], value: Any, path: str) -> Any:
+    if not parts:
+        return value
+    if isinstance(here, list):
+        if not parts[0].isdecimal() or int(parts[0]) >= len(here):
+            raise UserError(f"--set {path}: expected a number below {len(here)}, got {parts[0]!r}")
+        i = int(parts[0])
+        return [*here[:i], _with(here[i], parts[1:], value, path), *here[i + 1 :]]
+    if here is None or isinstance(here, str):
+        here = {} if here is None else {"name": here}
+    if not isinstance(here, dict):
+        raise UserError(f"--set {path}: expected a mapping above {'.'.join(parts)!r}, got {here!r}")
+    lengths = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in here] or [1]
+    key, rest = ".".join(parts[: lengths[0]]), parts[lengths[0] :]
+    return {**here, key: _with(here.get(key), rest, value, path)}
+
+
+def load(path: Path, changes: Iterable[str] = ()) -> Plan:
+    """Read and check a benchmark file.
+
+    Args:
+        path: the YAML file.
+        changes: ``key.path=value`` assignments applied before checking.
+
+    Raises:
+        UserError: one line with file, line, key path, what was expected and what was got.
+    """
+    raw, lines = yaml_numbers.read(path)
+    return resolve(raw, name=str(path), lines=lines, changes=changes, folder=path.parent)
+
+
+def resolve(
+    raw: Any,
+    name: str = "config",
+    lines: Mapping[yaml_numbers.KeyPath, int] | None = None,
+    changes: Iterable[str] = (),
+    folder: Path = Path(),
+) -> Plan:
+    """Check a raw config (nested mappings as YAML gives them) and build every plug-in; see ``load``."""
+    changes = list(changes)
+    where = _Where(name, lines or {}, [change.partition("=")[0] for change in changes])
+    if not isinstance(raw, dict):
+        raise where.error((), f"expected a mapping of keys, got {raw!r}")
+    for change in changes:
+        raw = apply_set(raw, change)
+    config: BenchmarkConfig = where.model(BenchmarkConfig, raw, ())
+    data = _named(config.data)
+    dataset = where.build(DATASETS, data, "dataset", DatasetSpec, ("data",))
+    attacks = [_attack(where, label, entry, config) for label, entry in config.attacks.items()]
+    runs = [_run(where, label, run, config) for label, run in config.runs.items()]
+    return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder))
+
+
+def _named(entry: str | Entry) -> Entry:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)
+
+
+def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
+    path = ("attacks", label)
+    if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label):
+        raise where.error(path, "expected a label of letters, digits, - and _ that is no column's name")
+    entry = _named(entry)
+    threat_config = config.threat
+    if "threat" in entry:
+        raw = entry.pop("threat")
+        base = config.threat.model_dump()
+        if isinstance(raw, dict) and raw.get("norm", base["norm"]) != base["norm"]:
+            del base["eps"]  # a radius means nothing in another norm
+        threat_config = where.model(ThreatConfig, merge(base, raw), (*path, "threat"))
+    threat = threat_config.threat()
+    attack: Attack = where.build(ATTACKS, entry, "attack", Attack, path)
+    try:
+        attack.check_threat(threat)
+    except ValueError as e:
+        raise where.error(path, one_line(e)) from None
+    if attack.target == "given":
+        raise where.error((*path, "target"), "expected a rule that chooses the class, got 'given'")
+    return AttackPlan(label, entry["name"], attack, threat)
+
+
+def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> RunPlan:
+    path: tuple[str, ...] = ("runs", label)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label):
+        raise where.error(path, "expected a label of letters, digits, and any of - _ + .")
+    if run.model is None and config.model is None:
+        raise where.error(path, "the key 'model' is missing, here and at the top")
+    entry = merge(_named(config.model or {}), _named(run.model or {}))
+    model_path = (*path, "model") if run.model is not None else ("model",)
+    model = where.build(MODELS, entry, "model", ModelSpec, model_path)
+
+    merged = merge(config.train, run.train)
+    train_path = (*path, "train") if run.train else ("train",)
+    changes = merged.pop("stages", [{}]) if isinstance(merged, dict) else [{}]
+    if not isinstance(changes, list) or not changes:
+        raise where.error((*train_path, "stages"), f"expected a list of stages, got {changes!r}")
+    stages = []
+    for i, change in enumerate(changes):
+        at: tuple[str | int, ...] = (*train_path, "stages", i) if changes != [{}] else train_path
+        stage = where.model(StageConfig, merge(merged, change), at)
+        if stage.select_after >= stage.epochs and stage.selection != "last":
+            raise where.error(
+                (*at, "select_after"), f"expected less than epochs = {stage.epochs}, got {stage.select_after}"
+            )
+        optimiser = where.build(OPTIMISERS, stage.optimizer, "optimizer", OptimiserSpec, (*at, "optimizer"))
+        schedule = where.build(SCHEDULES, stage.schedule, "schedule", ScheduleSpec, (*at, "schedule"))
+        stages.append(StagePlan(stage, optimiser, schedule))
+
+    defenses = [
+        _defense(where, _named(d), (*path, "defenses", i), len(stages)) for i, d in enumerate(run.defenses)
+    ]
+    for number in range(len(stages)):
+        attackers = [d.name for d in defenses if d.acts_in(number) and overrides(d.build(), "perturb")]
+        if len(attackers) > 1:
+            raise where.error(
+                (*path, "defenses"), f"at most one defense may replace the images, got {attackers}"
+            )
+    if config.validation == 0 and any(s.config.selection != "last" for s in stages):
+        raise where.error(
+            ("validation",), "selection 'best' needs a validation part: expected validation > 0, got 0"
+        )
+    return RunPlan(label, entry["name"], model, defenses, stages)
+
+
+def _defense(where: _Where, entry: Entry, path: tuple[str | int, ...], stages: int) -> DefensePlan:
+    chosen = entry.pop("stages", None)
+    if chosen is not None:
+        fits = isinstance(chosen, list) and all(
+            isinstance(c, int) and not isinstance(c, bool) and 0 <= c < stages for c in chosen
+        )
+        if not fits:
+            raise where.error((*path, "stages"), f"expected a list of numbers below {stages}, got {chosen!r}")
+        chosen = tuple(chosen)
+    defense = where.build(DEFENSES, entry, "defense", Defense, path)
+    if chosen is not None and overrides(defense, "wrap"):
+        raise where.error((*path, "stages"), f"{entry['name']} builds the network: it acts in every stage")
+    return DefensePlan(entry["name"], {k: v for k, v in entry.items() if k != "name"}, chosen)
+
+
+def _published(where: _Where, config: BenchmarkConfig, folder: Path) -> dict[str, dict[str, float]]:
+    from robustbench_sparse.published import read_published
+
+    given, stored = config.published.values, {}
+    if config.published.file is not None:
+        try:
+            stored = read_published(folder / config.published.file)
+        except UserError as e:
+            raise where.error(("published", "file"), str(e)) from None
+    columns = {*METRIC_COLUMNS, *config.attacks}
+    values: dict[str, dict[str, float]] = {}
+    for run in dict.fromkeys((*stored, *given)):
+        path = ("published", "values", run) if run in given else ("published", "file", run)
+        if run not in config.runs:
+            raise where.error(path, f"no run of this name{near(run, config.runs)}")
+        values[run] = {**stored.get(run, {}), **given.get(run, {})}
+        for column in values[run]:
+            if column not in columns:
+                raise where.error((*path, column), f"no column of this name{near(column, columns)}")
+    return values

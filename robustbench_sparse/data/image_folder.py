@@ -1,0 +1,129 @@
+"""A user's own images: a folder or zip of ``train/<class>/<image>`` and ``test/<class>/<image>``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import PIL
+import torch
+
+from attacks.base import check
+from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, cache_folder, data_root
+from robustbench_sparse.data.cache import read_cache, write_cache
+from robustbench_sparse.data.decode import decode_images
+from robustbench_sparse.data.layout import FolderFiles, ZipFiles, arrange
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what is cached: raise it when the same files would be read in another way
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(DatasetSpec):
+    """Images in one folder per class, in ``train`` and ``test``; a zip may have one folder around these two.
+
+    Taken are .jpg, .jpeg, .png, .bmp and .webp. Classes are numbered in the order of their names, images in
+    the order of the numbers in theirs ("10.jpg" after "9.jpg"). Decoded images are cached until files change.
+
+    Args:
+        path: the folder or .zip, absolute or relative to the data root.
+        size: resize images to ``size`` x ``size`` pixels; without it all must be squares of one size.
+        grayscale: read images as one channel in place of three.
+        label: the name that tables show; None means the folder's or file's, without its ending.
+    """
+
+    key: ClassVar[str] = "image_folder"
+
+    path: str
+    size: int | None = None
+    grayscale: bool = False
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.path != "", "path", "a folder or a .zip", self.path)
+        check(self.size is None or self.size >= 1, "size", "an integer >= 1", self.size)
+        check(self.label != "", "label", "a name", self.label)
+
+    def load(self, root: Path | None = None, cache: Path | None = None) -> Dataset:
+        """Read the images, from the cache where no file has changed since.
+
+        Raises:
+            DataError: when the path, the layout or an image is not as expected.
+        """
+        path = data_root(root) / Path(self.path).expanduser()  # an absolute path stays as it is
+        try:
+            if path.is_dir():
+                folder = FolderFiles(path)
+                return self._load(path, folder, json.dumps(folder.states), cache)
+            state = path.stat()
+            return self._load(path, None, f"{state.st_size} {state.st_mtime_ns}", cache)
+        except FileNotFoundError as error:
+            expected = "expected a folder or a .zip (data.path, --data-root or RBS_DATA)"
+            raise DataError(f"{error.filename or path} not found: {expected}") from error
+        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise DataError(f"{path}: expected a readable folder or .zip, got: {error}") from error
+
+    def _load(self, path: Path, files: FolderFiles | None, state: str, cache: Path | None) -> Dataset:
+        settings = f"{path.resolve()}\n{self.size}\n{self.grayscale}"
+        stored = cache_folder(cache) / f"images-{_digest(settings)}.safetensors"
+        stamp = _digest(f"{VERSION}\n{PIL.__version__}\n{state}")
+        dataset = self._cached(path, stored, stamp)
+        if dataset is not None:
+            return dataset
+        if files is not None:
+            dataset = self._decoded(path, files)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                dataset = self._decoded(path, ZipFiles(archive))
+        tensors = {name: getattr(dataset, name) for name in ("train_x", "train_y", "test_x", "test_y")}
+        texts = {"classes": json.dumps(dataset.classes), "fingerprint": dataset.fingerprint}
+        write_cache(stored, stamp, tensors, texts)
+        return dataset
+
+    def _cached(self, path: Path, stored: Path, stamp: str) -> Dataset | None:
+        found = read_cache(stored, stamp)
+        if found is None:
+            return None
+        tensors, texts = found
+        try:
+            classes = tuple(json.loads(texts["classes"]))
+            dataset = Dataset(name=self.key, label=self._label(path), classes=classes, **tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("cache %s is damaged and is made again: %s", stored, error)
+            return None
+        if dataset.fingerprint != texts.get("fingerprint"):
+            log.warning("cache %s is damaged and is made again: its fingerprint differs", stored)
+            return None
+        return dataset
+
+    def _decoded(self, path: Path, files: FolderFiles | ZipFiles) -> Dataset:
+        found = arrange(files.names(), str(path))
+        names = [name for part in found.values() for images in part.values() for name in images]
+        labels = [i for part in found.values() for i, images in enumerate(part.values()) for _ in images]
+        train = sum(len(images) for images in found["train"].values())
+        x = torch.from_numpy(
+            decode_images(names, files.read, where=str(path), size=self.size, grayscale=self.grayscale)
+        )
+        y = torch.tensor(labels, dtype=torch.int64)
+        return Dataset(
+            name=self.key,
+            label=self._label(path),
+            train_x=x[:train],
+            train_y=y[:train],
+            test_x=x[train:],
+            test_y=y[train:],
+            classes=tuple(found["train"]),
+        )
+
+    def _label(self, path: Path) -> str:
+        return self.label or (path.name if path.is_dir() else path.stem)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,155 @@
+"""Which files of a folder or zip are images of which class."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from robustbench_sparse.data.base import DataError
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LAYOUT = "train/<class>/<image> and test/<class>/<image>"
+
+
+class FolderFiles:
+    """Files of a folder on disk.
+
+    Attributes:
+        states: names below the folder, those of folders with a final "/", each with a text that changes when
+            the file does. Folders but train/ and test/ are not looked into.
+
+    Raises:
+        OSError: when something cannot be listed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.states: dict[str, str] = {}
+        for top in _entries(path):
+            self._add(top, top.name)
+            if top.name in PARTS and top.is_dir():
+                for label in _entries(top.path):
+                    name = f"{top.name}/{label.name}"
+                    self._add(label, name)
+                    if label.is_dir():
+                        for file in _entries(label.path):
+                            self._add(file, f"{name}/{file.name}")
+
+    def _add(self, entry: os.DirEntry[str], name: str) -> None:
+        state = entry.stat()
+        if entry.is_dir():
+            self.states[f"{name}/"] = ""
+        else:
+            self.states[name] = f"{state.st_size} {state.st_mtime_ns}"
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self.states)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes."""
+        return (self._path / name).read_bytes()
+
+
+class ZipFiles:
+    """Files of a zip, named without the one folder that may stand around all of them."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
+        tops = {name.split("/")[0] for name in members if not _hidden(name)}
+        around = f"{tops.pop()}/" if len(tops) == 1 and not tops & set(PARTS) else ""
+        self._members = {
+            name[len(around) :]: info
+            for name, info in members.items()
+            if name.startswith(around) and name != around
+        }
+
+    def names(self) -> list[str]:
+        """All names, those of folders with a final "/"."""
+        return list(self._members)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, compared with the checksum in the zip. May be called from several threads."""
+        return self._archive.read(self._members[name])
+
+
+def arrange(names: Iterable[str], where: str) -> dict[str, dict[str, list[str]]]:
+    """Sort file names into parts and classes.
+
+    Args:
+        names: names below the data set's folder with "/" between; those of folders end in "/".
+        where: stands first in errors.
+
+    Returns:
+        For "train" and "test": the images of each class. Classes are in the order of their names, images in
+        the order of the numbers in theirs.
+
+    Raises:
+        DataError: when the names do not form ``train/<class>/<image>`` and ``test/<class>/<image>``.
+    """
+    found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+    tops: set[str] = set()
+    others: list[str] = []
+    for name in names:
+        parts = name.rstrip("/").split("/")
+        if _hidden(name):
+            continue
+        tops.add(parts[0])
+        is_folder, is_image = name.endswith("/"), PurePosixPath(name).suffix.lower() in SUFFIXES
+        if parts[0] not in PARTS or (is_folder and len(parts) == 1):
+            continue
+        if is_folder and len(parts) == 2:
+            found[parts[0]].setdefault(parts[1], [])
+        elif is_image and not is_folder and len(parts) == 3:
+            found[parts[0]].setdefault(parts[1], []).append(name)
+        elif is_image or is_folder:
+            raise DataError(f"{where}: {name} is out of place: expected {LAYOUT}")
+        else:
+            others.append(name)
+    if others:
+        log.warning("%s: %d files are no images and left out, %s first", where, len(others), others[0])
+    _check_classes(found, where, tops)
+    return {
+        part: {label: sorted(files, key=natural_key) for label, files in sorted(classes.items())}
+        for part, classes in found.items()
+    }
+
+
+def natural_key(name: str) -> tuple[list[int | str], str]:
+    """Sorting key that reads digits as numbers: 9.jpg before 10.jpg."""
+    pieces = re.split(r"(\d+)", name.lower())  # text and digits take turns, so like meets like
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+
+
+def _check_classes(found: dict[str, dict[str, list[str]]], where: str, tops: set[str]) -> None:
+    for part, classes in found.items():
+        if not classes:
+            got = ", ".join(sorted(tops)[:8]) or "nothing"
+            raise DataError(f"{where}: no class folders in {part}/: expected {LAYOUT}, found {got}")
+        for label, files in classes.items():
+            if not files:
+                raise DataError(f"{where}: no images in {part}/{label}/ (taken are {', '.join(SUFFIXES)})")
+    alone = sorted(set(found["train"]) ^ set(found["test"]))
+    if alone:
+        part = "train" if alone[0] in found["train"] else "test"
+        raise DataError(f"{where}: classes of train/ and test/ differ: {alone[0]} is in {part}/ only")
+    if len(found["train"]) < 2:
+        raise DataError(f"{where}: only one class, {next(iter(found['train']))}: expected at least two")
+
+
+def _hidden(name: str) -> bool:
+    """Files that systems leave behind: .DS_Store, ._1.jpg, __MACOSX/."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _entries(path: Path | str) -> list[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
+        return sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)

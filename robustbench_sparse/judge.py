@@ -1,0 +1,321 @@
+"""The judge: runs attacks, measures what they return, and stores one record per image.
+
+Attacks only propose. Here the perturbation's norm, the box, the success and the cost are measured, in
+float32, on the network as it was read back from its file. A candidate outside its threat is projected back
+and judged again; a crash or a value that is not finite leaves the image without a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.base import SampleRandom, Threat, is_stochastic, noise_from
+from robustbench_sparse.config import AttackPlan
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.files import read_json, write_atomically, write_json
+from robustbench_sparse.progress import Show
+
+BOX_SLACK = 1e-6  # rounding of x + delta in float32
+BALL_SLACK = 1e-6
+L2_SLACK = 1e-5  # relative: an l2 norm sums thousands of rounded squares
+
+
+class PassCounter(nn.Module):
+    """A network that counts the images sent forward and backward through it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's own logits."""
+        self.forwards += x.shape[0]
+        out: Tensor = self.model(x)
+        if out.requires_grad:
+            out.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return out
+
+    def _count(self, grad: Tensor) -> None:
+        self.backwards += grad.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How verdicts are reached.
+
+    Attributes:
+        seed: seed of the evaluation's random streams.
+        batch_size: images attacked at once; does not change results.
+        draws: passes a random network's verdict is averaged over.
+    """
+
+    seed: int
+    batch_size: int = 256
+    draws: int = 10
+
+
+class Judge:
+    """Judges one network on the test images and keeps the outcomes in a folder.
+
+    Args:
+        model: the deployed network in eval mode, on the data's device.
+        data: holds the test images.
+        folder: where ``<label>.csv`` and ``<label>.json`` go; a killed evaluation goes on there.
+        protocol: seeds, batch size, draws.
+        identity: names the weights and the data set judged; outcomes of others are made anew.
+        show: where progress goes.
+        title: the bars' title.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: PreparedData,
+        folder: Path,
+        protocol: Protocol,
+        identity: str,
+        show: Show,
+        title: str = "",
+    ) -> None:
+        self.model, self.data, self.folder, self.protocol = model, data, folder, protocol
+        self.identity, self.show, self.title = identity, show, title
+        self.stochastic = is_stochastic(model)
+        self.draws = protocol.draws if self.stochastic else 1
+
+    # What is called -------------------------------------------------------------------------------------
+
+    def clean(self) -> pd.DataFrame:
+        """Verdicts on the clean images: index, label, pred, correct (share of draws), forward."""
+
+        def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
+            pred, correct, finite = self._verdict(
+                x, y, SampleRandom.for_images(self.protocol.seed, "clean", index.tolist())
+            )
+            table: pd.DataFrame = pd.DataFrame(
+                {
+                    "index": index.tolist(),
+                    "label": y.tolist(),
+                    "pred": pred.tolist(),
+                    "correct": [
+                        c if f else None for c, f in zip(correct.tolist(), finite.tolist(), strict=True)
+                    ],
+                    "forward": float(self.draws),
+                    "status": ["ok" if f else "nonfinite" for f in finite.tolist()],
+                }
+            )
+            return table
+
+        return self._collect("clean", {"label": "clean"}, judge)
+
+    def attack(self, plan: AttackPlan) -> pd.DataFrame:
+        """Verdicts under one attack, see DataFrame columns in the package's documentation of outcomes."""
+        clean = self.clean().set_index("index")
+
+        def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
+            rows = clean.loc[index.tolist()]
+            return self._attack_batch(plan, index, x, y, rows)
+
+        return self._collect(plan.label, plan.record(), judge)
+
+    # One batch ------------------------------------------------------------------------------------------
+
+    def _attack_batch(
+        self, plan: AttackPlan, index: Tensor, x: Tensor, y: Tensor, clean: pd.DataFrame
+    ) -> pd.DataFrame:
+        clean_correct = torch.tensor(clean["correct"].to_numpy(), dtype=torch.float32)
+        # A deterministic network's mistake is its own adversarial example: the clean image. Attacks that only
+        # add noise measure an average, not a worst case, and see every image.
+        skip = (clean_correct == 0) & (not self.stochastic and not plan.attack.weak)
+        todo = (~skip).nonzero().flatten().to(x.device)
+        seed, streams = self.protocol.seed, f"attack/{plan.label}"
+        counter = PassCounter(self.model).eval()
+        candidate = x.clone()
+        if len(todo):
+            random = SampleRandom.for_images(seed, streams, index[todo.cpu()].tolist())
+            candidate[todo] = plan.attack(counter, x[todo], y[todo], plan.threat, random).to(x.dtype)
+        attacked = max(len(todo), 1)
+
+        finite = torch.isfinite(candidate).flatten(1).all(1)
+        candidate = torch.where(finite.view(-1, 1, 1, 1), candidate, x)
+        status = ["ok"] * len(y)
+        box = (candidate < -BOX_SLACK).flatten(1).any(1) | (candidate > 1 + BOX_SLACK).flatten(1).any(1)
+        ball = ~inside(plan.threat, candidate - x)
+        moved = box | ball
+        if moved.any():
+            candidate[moved] = plan.threat.project(candidate[moved], x[moved])
+        random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
+        pred, correct, finite_out = self._verdict(candidate, y, random)
+        for i in range(len(y)):
+            if not (finite[i] and finite_out[i]):
+                status[i] = "nonfinite"
+            elif ball[i]:
+                status[i] = "outside_ball"
+            elif box[i]:
+                status[i] = "outside_box"
+        delta = candidate - x
+        done = [s != "nonfinite" for s in status]
+        table: pd.DataFrame = pd.DataFrame(
+            {
+                "index": index.tolist(),
+                "label": y.tolist(),
+                "clean_pred": clean["pred"].tolist(),
+                "clean_correct": clean["correct"].tolist(),
+                "adv_pred": pred.tolist(),
+                "adv_correct": [c if d else None for c, d in zip(correct.tolist(), done, strict=True)],
+                "linf": Threat(norm="linf").size(delta).tolist(),
+                "l2": Threat(norm="l2").size(delta).tolist(),
+                # Averages over the images of the batch that were attacked.
+                "forward": [0.0 if s else counter.forwards / attacked for s in skip.tolist()],
+                "backward": [0.0 if s else counter.backwards / attacked for s in skip.tolist()],
+                "status": status,
+            }
+        )
+        return table
+
+    def _verdict(self, x: Tensor, y: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
+        """Majority class, share of draws classified right, and whether all logits were finite; each (B,)."""
+        correct = torch.zeros(len(y), device=x.device)
+        finite = torch.ones(len(y), dtype=torch.bool, device=x.device)
+        votes: Tensor | None = None
+        with torch.no_grad(), noise_from(self.model, random if self.stochastic else None):
+            for _ in range(self.draws):
+                logits = self.model(x).float()
+                if logits.ndim != 2 or len(logits) != len(y):
+                    raise UserError(
+                        f"expected logits of shape ({len(y)}, classes), got {tuple(logits.shape)}"
+                    )
+                finite &= torch.isfinite(logits).all(1)
+                choice = logits.argmax(1)
+                votes = torch.zeros_like(logits) if votes is None else votes
+                votes.scatter_add_(1, choice[:, None], torch.ones_like(logits[:, :1]))
+                correct += choice == y
+        assert votes is not None
+        return votes.argmax(1).cpu(), (correct / self.draws).cpu(), finite.cpu()
+
+    # Batches to files -----------------------------------------------------------------------------------
+
+    def key(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Everything that determines an outcome's numbers."""
+        return {
+            "identity": self.identity,
+            "attack": record,
+            "seed": self.protocol.seed,
+            "draws": self.draws,
+            "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
+        }
+
+    def is_done(self, label: str, record: dict[str, Any]) -> bool:
+        """Whether a whole and valid outcome of these settings is stored."""
+        meta = self.folder / f"{label}.json"
+        if not (meta.exists() and (self.folder / f"{label}.csv").exists()):
+            return False
+        stored = read_json(meta)
+        return bool(stored.get("key") == _plain(self.key(record)) and stored.get("status") == "ok")
+
+    def _collect(
+        self, label: str, record: dict[str, Any], judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
+        path = self.folder / f"{label}.csv"
+        if self.is_done(label, record):
+            return _read(path)
+        parts = self.folder / f".{label}.parts"
+        marker = parts / "key.json"
+        wanted = {"key": _plain(self.key(record)), "batch_size": self.protocol.batch_size}
+        if not (marker.exists() and read_json(marker) == wanted):
+            shutil.rmtree(parts, ignore_errors=True)
+            write_json(marker, wanted)
+        total = self.data.count("test")
+        done = [p for p in self._parts(parts, total) if p.exists()]
+        task = self.show.start(
+            f"{self.title} {label}".strip(), total, "images", min(len(done) * self.protocol.batch_size, total)
+        )
+        reason = ""
+        tables: list[pd.DataFrame] = []
+        try:
+            for part, (x, y, index) in zip(
+                self._parts(parts, total), self.data.ordered("test", self.protocol.batch_size), strict=True
+            ):
+                if part.exists():
+                    tables.append(_read(part))
+                    continue
+                began = time.perf_counter()
+                try:
+                    table = judge(index, x, y)
+                except UserError:
+                    raise
+                except Exception as e:  # whatever an attack or a user's network raises must not look robust
+                    reason = f"crashed: {type(e).__name__}: {one_line(e)[:200]}"
+                    break
+                table["seconds"] = (time.perf_counter() - began) / len(table)
+                write_atomically(part, lambda f, t=table: t.to_csv(f, index=False))  # type: ignore[misc]
+                tables.append(table)
+                task.advance(len(table))
+        finally:
+            task.close()
+        return self._join(label, record, tables, reason, parts)
+
+    def _parts(self, parts: Path, total: int) -> list[Path]:
+        return [parts / f"{start:06d}.csv" for start in range(0, total, self.protocol.batch_size)]
+
+    def _join(
+        self, label: str, record: dict[str, Any], tables: list[pd.DataFrame], reason: str, parts: Path
+    ) -> pd.DataFrame:
+        table = (
+            pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"status": [], "seconds": []})
+        )
+        lost = int((table["status"] == "nonfinite").sum())
+        if lost and not reason:
+            reason = f"nonfinite: {lost} of {len(table)} images gave a value that is not finite"
+        seconds = float(table.pop("seconds").sum())
+        meta = {
+            "label": label,
+            "status": reason.split(":")[0] if reason else "ok",
+            "reason": reason.partition(": ")[2],
+            "n": len(table),
+            "draws": self.draws,
+            "seconds": seconds,
+            "flags": {k: int(v) for k, v in table["status"].value_counts().items() if k != "ok"},
+            "key": self.key(record),
+        }
+        write_atomically(self.folder / f"{label}.csv", lambda f: table.to_csv(f, index=False))
+        write_json(self.folder / f"{label}.json", meta)
+        if meta["status"] != "crashed":  # after a crash is mended, the batches judged before it still hold
+            shutil.rmtree(parts, ignore_errors=True)
+        return table
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        # Python's own parser gives numbers back bit for bit: a resumed outcome equals an unbroken one.
+        return pd.read_csv(path, engine="python")
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: damaged, delete it to judge again ({one_line(e)[:100]})") from None
+
+
+def inside(threat: Threat, delta: Tensor) -> Tensor:
+    """Whether each perturbation (B, ...) lies in the threat's ball, up to rounding; (B,)."""
+    slack = BALL_SLACK + (L2_SLACK * threat.eps if threat.norm == "l2" else 0.0)
+    return threat.size(delta) <= threat.eps + slack
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,193 @@
+"""The leaderboard: a pure fold over a benchmark's folder. Every rate is counted from stored outcomes.
+
+results/<benchmark>/benchmark.json                      which runs, which attacks, which threat
+results/<benchmark>/runs/<run id>/run.json              what was run; also training, environment, sparsity
+results/<benchmark>/runs/<run id>/outcomes/<label>.csv  one line per image; <label>.json says how it went
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustbench_sparse.errors import UserError
+from robustbench_sparse.files import write_text
+from robustbench_sparse.outcomes import because, rates, read_keys, read_manifest
+
+SPARSITIES = ("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
+COUNTS = ("parameters", "nonzero_parameters", "macs")
+SECONDS = ("train_seconds", "eval_seconds")
+IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "n")
+PUBLISHED = "published_"
+
+# Decimals of leaderboard.csv, by kind of column: percentages, and seconds of wall-clock time.
+PERCENT_DECIMALS, SECONDS_DECIMALS = 4, 1
+
+
+def is_reserved(label: str) -> bool:
+    """Whether an attack of this name would be mixed up with another column of the leaderboard."""
+    fixed = {
+        *IDENTITY,
+        *SPARSITIES,
+        *COUNTS,
+        *SECONDS,
+        "clean",
+        "worst",
+        "status",
+        "run_id",
+        "commit",
+        "seeds",
+    }
+    return label in fixed or label.startswith(PUBLISHED) or label.endswith(("_lo", "_hi", "_mean", "_std"))
+
+
+def fold(folder: Path) -> pd.DataFrame:
+    """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
+
+    Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
+    of the clean verdict and the verdicts of all attacks whose candidate lies inside the benchmark's ball; it
+    is empty as soon as one attack left a gap. A cell without a complete measurement is empty, and ``status``
+    says why.
+
+    Args:
+        folder: ``results/<benchmark>``.
+
+    Raises:
+        UserError: naming the file, when there is no benchmark here or a file of it is damaged.
+    """
+    manifest = read_manifest(folder)
+    labels: list[str] = manifest["attacks"]
+    rows = [_row(folder, manifest, entry) for entry in manifest["runs"]]
+    wanted = {c for columns in manifest["published"].values() for c in columns}
+    rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
+    metrics = ["clean", *labels, "worst", *SPARSITIES]
+    published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
+    floats = [*rates, *SPARSITIES, *published, *SECONDS]
+    table = pd.DataFrame(
+        rows,
+        columns=[*IDENTITY, *rates, *SPARSITIES, *COUNTS, *published, *SECONDS, "status", "run_id", "commit"],
+    )
+    types = {**dict.fromkeys(floats, "float64"), **dict.fromkeys(("seed", "n", *COUNTS), "Int64")}
+    typed: pd.DataFrame = table.astype(types)
+    return typed
+
+
+def fold_all(folder: Path) -> list[pd.DataFrame]:
+    """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
+
+    Raises:
+        UserError: when there is none, or a file is damaged.
+    """
+    if (folder / "benchmark.json").is_file():
+        return [fold(folder)]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found = [fold(path.parent) for path in sorted(folder.glob("*/benchmark.json"))]
+    if not found:
+        raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
+    return found
+
+
+def rates_of(table: pd.DataFrame) -> list[str]:
+    """The rate columns of a table in its order: those that come with an interval."""
+    return [c for c in table.columns if f"{c}_lo" in table.columns and f"{c}_hi" in table.columns]
+
+
+def aggregate(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (ddof = 1) over the seeds of every run, for rates and sparsities.
+
+    Both are empty where any seed has a gap; the deviation is empty for a single seed. ``n`` is the number of
+    images of one seed, empty when the seeds differ in it.
+    """
+    averaged = [*rates_of(table), *(c for c in SPARSITIES if c in table.columns)]
+    rows = []
+    for (benchmark, run), group in table.groupby(["benchmark", "run"], sort=False):
+        seeds = [int(seed) for seed in group["seed"]]
+        row: dict[str, Any] = {"benchmark": benchmark, "run": run, "seeds": len(seeds)}
+        for column in ("dataset", "model", "defenses"):
+            row[column] = next((v for v in group[column] if v), "")
+        row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
+        for column in averaged:
+            row[f"{column}_mean"] = group[column].mean(skipna=False)
+            row[f"{column}_std"] = group[column].std(ddof=1, skipna=False)
+        for column in (c for c in table.columns if c.startswith(PUBLISHED)):
+            row[column] = group[column].iloc[0]
+        troubles = [
+            f"seed {s}: {text}" for s, text in zip(seeds, group["status"], strict=True) if text != "ok"
+        ]
+        row["status"] = "; ".join(troubles) or "ok"
+        rows.append(row)
+    front = ["benchmark", "run", "dataset", "model", "defenses", "seeds", "n"]
+    pairs = [f"{c}_{kind}" for c in averaged for kind in ("mean", "std")]
+    published = [c for c in table.columns if c.startswith(PUBLISHED)]
+    out = pd.DataFrame(rows, columns=[*front, *pairs, *published, "status"])
+    types = {"n": "Int64", "seeds": "Int64", **dict.fromkeys([*pairs, *published], "float64")}
+    typed: pd.DataFrame = out.astype(types)
+    return typed
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is written: percentages to 4 decimals, seconds to 1."""
+    floats = table.select_dtypes("float64").columns
+    decimals = {c: SECONDS_DECIMALS if c in SECONDS else PERCENT_DECIMALS for c in floats}
+    out: pd.DataFrame = table.round(decimals)
+    return out
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """A table as CSV text: fixed rounding, empty cells for what is missing, ``\\n`` line ends."""
+    return rounded(table).to_csv(index=False, lineterminator="\n")
+
+
+def write(folder: Path) -> pd.DataFrame:
+    """Fold and write ``leaderboard.csv``, ``leaderboard_seeds.csv`` (over seeds) and ``leaderboard.md``.
+
+    Returns:
+        The leaderboard, as ``fold`` gives it.
+    """
+    from robustbench_sparse.tables import to_markdown
+
+    table = fold(folder)
+    write_text(folder / "leaderboard.csv", to_csv(table))
+    write_text(folder / "leaderboard_seeds.csv", to_csv(aggregate(table)))
+    write_text(folder / "leaderboard.md", to_markdown([table]))
+    return table
+
+
+def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One run and seed."""
+    row: dict[str, Any] = {
+        "benchmark": manifest["name"],
+        "run": entry["run"],
+        "seed": entry["seed"],
+        "dataset": manifest["dataset"],
+        "model": "",
+        "defenses": "",
+        "run_id": entry["run_id"],
+        "commit": "",
+    }
+    for column, value in manifest["published"].get(entry["run"], {}).items():
+        row[f"{PUBLISHED}{column}"] = value
+    home = folder / "runs" / entry["run_id"]
+    if not (home / "run.json").is_file():
+        return {**row, "status": "not trained"}
+    row.update(read_keys(home / "run.json", ("model", "defenses")))
+    if (home / "environment.json").is_file():
+        row["commit"] = read_keys(home / "environment.json", ("commit",))["commit"] or ""
+    if not (home / "training.json").is_file():
+        return {**row, "status": "incomplete: training"}
+    training = read_keys(home / "training.json", ("status", "reason", "train_seconds"))
+    row["train_seconds"] = training["train_seconds"]
+    if training["status"] != "complete":
+        return {**row, "status": because(training)}
+    problems = []
+    if (home / "sparsity.json").is_file():
+        row.update(read_keys(home / "sparsity.json", (*SPARSITIES, *COUNTS)))
+    else:
+        problems.append("incomplete: sparsity")
+    measured, gaps, notes = rates(home / "outcomes", manifest)
+    problems += gaps
+    return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}

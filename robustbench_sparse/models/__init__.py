@@ -1,0 +1,18 @@
+"""All networks: one import and one entry each."""
+
+from robustbench_sparse.models.base import ModelSpec as ModelSpec
+from robustbench_sparse.models.convnet import ConvNet
+from robustbench_sparse.models.lenet import LeNet
+from robustbench_sparse.models.mlp import MLP
+from robustbench_sparse.models.preact_resnet import PreActResNet
+from robustbench_sparse.models.resnet18 import ResNet18
+from robustbench_sparse.models.vgg16 import VGG16
+
+MODELS: dict[str, type[ModelSpec]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "convnet": ConvNet,
+    "preact_resnet": PreActResNet,
+    "resnet18": ResNet18,
+    "vgg16": VGG16,
+}

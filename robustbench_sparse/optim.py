@@ -1,0 +1,245 @@
+"""Optimisers and learning-rate schedules a config can name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
+
+from attacks.base import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSpec(ABC):
+    """Base of optimiser settings."""
+
+    lr: float = 0.1
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "lr", "a number > 0", self.lr)
+        check(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
+
+    @abstractmethod
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser for these parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(OptimiserSpec):
+    """Stochastic gradient descent with momentum (torch.optim.SGD).
+
+    Args:
+        lr: learning rate > 0.
+        weight_decay: L2 coefficient.
+        momentum: in [0, 1).
+        nesterov: Nesterov's form; needs momentum.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
+        check(not self.nesterov or self.momentum > 0, "nesterov", "momentum > 0 with it", self.momentum)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser for these parameters."""
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(OptimiserSpec):
+    """Adam (torch.optim.Adam).
+
+    Args:
+        lr: learning rate > 0.
+        weight_decay: L2 coefficient.
+        beta1, beta2: decay of the moments, in [0, 1).
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.beta1 < 1, "beta1", "a number in [0, 1)", self.beta1)
+        check(0 <= self.beta2 < 1, "beta2", "a number in [0, 1)", self.beta2)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser for these parameters."""
+        return torch.optim.Adam(
+            parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (torch.optim.AdamW); settings as for Adam."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser for these parameters."""
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+
+class Schedule:
+    """A learning-rate schedule as the loop uses it: told of every step and every epoch's training loss."""
+
+    def __init__(self, scheduler: LRScheduler, per_step: bool = False) -> None:
+        self._scheduler, self._per_step = scheduler, per_step
+
+    def after_step(self) -> None:
+        """An optimiser step was taken."""
+        if self._per_step:
+            self._scheduler.step()
+
+    def after_epoch(self, train_loss: float) -> None:
+        """An epoch ended with this mean training loss."""
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(train_loss)
+        elif not self._per_step:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: numbers only, so that it loads with ``weights_only=True``."""
+        state = self._scheduler.state_dict()
+        return {k: dict(v) if isinstance(v, dict) else v for k, v in state.items() if not callable(v)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self._scheduler.load_state_dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec(ABC):
+    """Base of schedule settings."""
+
+    @abstractmethod
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(ScheduleSpec):
+    """The learning rate stays as it is."""
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        return Schedule(LambdaLR(optimizer, _one))
+
+
+def _one(_: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(ScheduleSpec):
+    """The learning rate is multiplied by gamma at given epochs.
+
+    Args:
+        milestones: epochs (from 0, within the stage) that begin with the smaller rate.
+        gamma: factor in (0, 1].
+    """
+
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(
+            list(self.milestones) == sorted(set(self.milestones)) and all(m > 0 for m in self.milestones),
+            "milestones",
+            "rising epoch numbers > 0",
+            self.milestones,
+        )
+        check(0 < self.gamma <= 1, "gamma", "a number in (0, 1]", self.gamma)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        return Schedule(MultiStepLR(optimizer, list(self.milestones), self.gamma))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(ScheduleSpec):
+    """The learning rate is multiplied by gamma when the training loss has stopped falling.
+
+    Args:
+        gamma: factor in (0, 1).
+        patience: epochs without a lower loss before it is applied.
+        min_lr: lower bound.
+    """
+
+    gamma: float = 0.5
+    patience: int = 5
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 < self.gamma < 1, "gamma", "a number in (0, 1)", self.gamma)
+        check(self.patience >= 0, "patience", "a number >= 0", self.patience)
+        check(self.min_lr >= 0, "min_lr", "a number >= 0", self.min_lr)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        return Schedule(
+            ReduceLROnPlateau(optimizer, factor=self.gamma, patience=self.patience, min_lr=self.min_lr)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(ScheduleSpec):
+    """The learning rate rises to its maximum and falls to nothing over the stage, step by step.
+
+    The optimiser's lr is the maximum. Momentum is left as it is.
+
+    Args:
+        warm_up: share of the stage spent rising, in (0, 1).
+        start_divisor: the first rate is the maximum divided by this.
+        end_divisor: the last rate is the first divided by this.
+    """
+
+    warm_up: float = 0.3
+    start_divisor: float = 25.0
+    end_divisor: float = 1e4
+
+    def __post_init__(self) -> None:
+        check(0 < self.warm_up < 1, "warm_up", "a number in (0, 1)", self.warm_up)
+        check(self.start_divisor >= 1, "start_divisor", "a number >= 1", self.start_divisor)
+        check(self.end_divisor >= 1, "end_divisor", "a number >= 1", self.end_divisor)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        scheduler = OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            # One more than there are steps: torch refuses a step beyond the total, and the last is taken.
+            total_steps=epochs * steps_per_epoch + 1,
+            pct_start=self.warm_up,
+            div_factor=self.start_divisor,
+            final_div_factor=self.end_divisor,
+            cycle_momentum=False,
+        )
+        return Schedule(scheduler, per_step=True)
+
+
+OPTIMISERS: dict[str, type[OptimiserSpec]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+SCHEDULES: dict[str, type[ScheduleSpec]] = {
+    "constant": Constant,
+    "multistep": MultiStep,
+    "plateau": Plateau,
+    "one_cycle": OneCycle,
+}

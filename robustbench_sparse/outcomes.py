@@ -1,0 +1,145 @@
+"""Reading a run's folder: rates and their intervals, counted from the stored verdicts of every image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.files import read_json
+from robustbench_sparse.stats import wilson
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``benchmark.json``, with its keys there and of the right kind.
+
+    ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are.
+    """
+    path = folder / "benchmark.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no benchmark here (expected {path.name} in it)")
+    texts, lists, objects = ("name", "dataset"), ("attacks", "runs"), ("threat", "published", "settings")
+    kinds = {**dict.fromkeys(texts, str), **dict.fromkeys(lists, list), **dict.fromkeys(objects, dict)}
+    manifest = read_keys(path, tuple(kinds), {"settings": {}})
+    for key, kind in kinds.items():
+        if not isinstance(manifest[key], kind):
+            raise UserError(f"{path}: damaged: {key}: expected a {kind.__name__}, got {manifest[key]!r}")
+    parts: list[tuple[Any, tuple[str, ...]]] = [(manifest["threat"], ("norm", "eps"))]
+    parts += [(entry, ("run_id", "run", "seed")) for entry in manifest["runs"]]
+    for part, keys in parts:
+        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
+        if missing:
+            raise UserError(f"{path}: damaged: {missing[0]!r} is missing in {part!r}")
+    return manifest
+
+
+def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Rate cells of one run; what keeps them from being complete; and what was put right on the way."""
+    clean, problem, seconds = _outcome(folder, "clean", ("index", "label", "correct"), None)
+    if clean is None:
+        return {}, [problem], []
+    row: dict[str, Any] = {"n": len(clean), "eval_seconds": seconds, **_cells("clean", clean["correct"])}
+    worst, some_inside = clean["correct"], False
+    gaps, notes = [], []
+    for label in manifest["attacks"]:
+        columns = ("index", "label", "adv_correct", "linf", "l2", "status")
+        table, problem, seconds = _outcome(folder, label, columns, manifest["settings"].get(label))
+        row["eval_seconds"] += seconds
+        if table is None:
+            gaps.append(problem)
+            continue
+        if list(table["index"]) != list(clean["index"]) or list(table["label"]) != list(clean["label"]):
+            gaps.append(f"{label}: judged on other images than clean")
+            continue
+        without = table["status"].isin(("nonfinite", "crashed")) | table["adv_correct"].isna()
+        if without.any():
+            kinds = ", ".join(sorted(set(table["status"][without])))
+            gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
+            continue
+        for flag in ("outside_box", "outside_ball"):
+            count = int((table["status"] == flag).sum())
+            notes += [f"{label}: {count} {flag}, projected back"] if count else []
+        row.update(_cells(label, table["adv_correct"]))
+        inside = _inside(table, manifest["threat"])
+        some_inside = some_inside or bool(inside.any())
+        worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
+    if manifest["attacks"] and not gaps:
+        if some_inside:
+            row.update(_cells("worst", worst))
+        else:
+            gaps.append("worst: no attack's image lies in the benchmark's ball")
+    return row, gaps, notes
+
+
+def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:
+    """A rate and its interval, in percent."""
+    if len(correct) == 0:
+        return {}
+    total = math.fsum(correct)
+    low, high = wilson(total, len(correct))
+    return {name: 100 * total / len(correct), f"{name}_lo": 100 * low, f"{name}_hi": 100 * high}
+
+
+def _inside(table: pd.DataFrame, threat: Mapping[str, Any]) -> pd.Series[bool]:
+    """Which candidates the benchmark's adversary may choose. The slack is float32's rounding, not more."""
+    eps = float(threat["eps"])
+    if threat["norm"] == "linf":
+        return table["linf"] <= eps + 1e-6
+    return table["l2"] <= eps * (1 + 1e-5) + 1e-6
+
+
+def _outcome(
+    folder: Path, label: str, columns: Sequence[str], settings: Mapping[str, Any] | None
+) -> tuple[pd.DataFrame | None, str, float]:
+    """An outcome's table and seconds, or None and why there is none. The third column is the verdict.
+
+    An outcome of other settings than the benchmark's present ones, left from before a change, is none.
+    """
+    about_path, path = folder / f"{label}.json", folder / f"{label}.csv"
+    if not about_path.is_file():
+        return None, f"incomplete: {label}", 0.0
+    about = read_keys(about_path, ("status", "reason", "n", "seconds", "key"))
+    seconds = float(about["seconds"] or 0.0)
+    if settings is not None and about["key"].get("attack") != settings:
+        return None, f"incomplete: {label} (its settings have changed)", 0.0
+    if about["status"] != "ok":
+        return None, f"{label}: {because(about)}", seconds
+    try:
+        table = pd.read_csv(path)
+        missing = [c for c in columns if c not in table.columns]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}")
+        for column in columns:
+            if column != "status":
+                table[column] = pd.to_numeric(table[column])
+        verdict = table[columns[2]]
+        if len(table) != about["n"]:
+            raise ValueError(f"{len(table)} images, but {about_path.name} says {about['n']}")
+        if table["index"].duplicated().any():
+            raise ValueError("an image stands there twice")
+        if not verdict.dropna().between(0, 1).all() or (label == "clean" and verdict.isna().any()):
+            raise ValueError(f"{columns[2]}: expected shares in [0, 1]")
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"{path}: damaged: {one_line(e)}") from None
+    return table, "", seconds
+
+
+def because(about: Mapping[str, Any]) -> str:
+    """``status: reason`` on one line."""
+    return f"{about['status']}: {one_line(about['reason'])}" if about["reason"] else str(about["status"])
+
+
+def read_keys(path: Path, keys: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Some keys of a JSON object; UserError when one without a default is missing."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged: expected an object, got {value!r}")
+    value = {**(defaults or {}), **value}
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
+    return {key: value[key] for key in keys}

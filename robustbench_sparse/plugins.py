@@ -1,0 +1,174 @@
+"""From a config entry to a plug-in: look the name up, check every setting, build the frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from robustbench_sparse.errors import UserError, near, one_line
+
+T = TypeVar("T")
+
+
+class SettingError(UserError):
+    """A setting that does not fit: its key path in the entry, and the rest of the line."""
+
+    def __init__(self, path: tuple[str | int, ...], problem: str) -> None:
+        super().__init__(f"{'.'.join(map(str, path))}: {problem}" if path else problem)
+        self.path, self.problem = path, problem
+
+
+def import_object(reference: str) -> Any:
+    """Import ``package.module:name``; modules in the working directory are found too.
+
+    Raises:
+        UserError: when the module or the name in it does not exist.
+    """
+    module_name, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as e:
+        raise UserError(f"{reference}: importing {module_name} failed: {one_line(e)}") from None
+    if not hasattr(module, name):
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"{reference}: {module_name} has no {name!r}{near(name, known)}")
+    return getattr(module, name)
+
+
+def find(table: Mapping[str, type[T]], name: str, kind: str, base: type[T]) -> type[T]:
+    """The class behind a key of a table of contents, or behind ``package.module:Class``."""
+    if ":" in name:
+        try:
+            found = import_object(name)
+        except UserError as e:
+            raise SettingError(("name",), str(e)) from None
+        if not (inspect.isclass(found) and issubclass(found, base)):
+            raise SettingError(("name",), f"expected a subclass of {base.__module__}.{base.__name__}")
+        return found
+    if name not in table:
+        raise SettingError(
+            ("name",), f"unknown {kind} {name!r}{near(name, table)}; there are: {', '.join(sorted(table))}"
+        )
+    return table[name]
+
+
+def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, base: type[T]) -> T:
+    """Build a plug-in from ``{name: key, setting: value, ...}``.
+
+    Raises:
+        SettingError: unknown name or setting, wrong type, or a value the plug-in refuses.
+    """
+    if "name" not in entry:
+        raise SettingError((), f"expected `name:` with one of {', '.join(sorted(table))}")
+    if not isinstance(entry["name"], str):
+        raise SettingError(("name",), f"expected a text, got {entry['name']!r}")
+    cls = find(table, entry["name"], kind, base)
+    hints = typing.get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key == "name":
+            continue
+        if key not in known:
+            raise SettingError(
+                (key,),
+                f"unknown setting of {kind} {entry['name']!r}{near(str(key), known)}; "
+                f"there are: {', '.join(known) or 'none'}",
+            )
+        settings[key] = check_type(known[key], value, (key,))
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as e:
+        raise _refused(e, known) from None
+
+
+def _refused(error: Exception, known: Mapping[str, Any]) -> SettingError:
+    """Turn a plug-in's own ``ValueError("setting: problem")`` into a SettingError with that key path."""
+    text = one_line(error)
+    head, colon, tail = text.partition(": ")
+    return SettingError((head,), tail) if colon and head in known else SettingError((), text)
+
+
+def check_type(hint: Any, value: Any, path: tuple[str | int, ...]) -> Any:
+    """Check a value against a type hint without converting texts to numbers or the like."""
+    try:
+        return TypeAdapter(hint).validate_python(_tuples(value), strict=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        item = tuple(p for p in first["loc"] if isinstance(p, int))  # place in a list
+        raise SettingError((*path, *item), f"{expectation(first)}, got {first['input']!r}") from None
+    except PydanticUserError as e:
+        raise SettingError(path, f"its type cannot be checked: {one_line(e)[:100]}") from None
+
+
+def expectation(error: Any) -> str:
+    """One of pydantic's errors as ``expected ...``."""
+    kinds = {
+        "int_type": "expected a whole number",
+        "int_from_float": "expected a whole number",
+        "float_type": "expected a number",
+        "bool_type": "expected true or false",
+        "string_type": "expected a text",
+        "tuple_type": "expected a list",
+        "list_type": "expected a list",
+        "dict_type": "expected a mapping",
+        "model_type": "expected a mapping",
+        "none_required": "expected nothing (null)",
+        "finite_number": "expected a finite number",
+    }
+    if error["type"] in kinds:
+        return kinds[error["type"]]
+    limits = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        return f"expected {limits['expected']}"
+    if error["type"] in ("greater_than", "greater_than_equal"):
+        return (
+            f"expected a number > {limits['gt']}"
+            if "gt" in limits
+            else f"expected a number >= {limits['ge']}"
+        )
+    if error["type"] == "too_short":
+        return f"expected at least {limits['min_length']}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"expected a text that matches {limits['pattern']}"
+    return one_line(error["msg"]).replace("Input should be", "expected")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def describe(cls: type) -> str:
+    """First line of a plug-in's docstring."""
+    return (inspect.getdoc(cls) or "").split("\n", 1)[0]
+
+
+def settings_with_defaults(cls: type) -> dict[str, Any]:
+    """Setting name -> default of a plug-in class; a required setting maps to ``...``."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        if not f.init:
+            continue
+        if f.default is not dataclasses.MISSING:
+            out[f.name] = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            out[f.name] = f.default_factory()
+        else:
+            out[f.name] = ...
+    return out
+
+
+def settings_of(plugin: Any) -> dict[str, Any]:
+    """A built plug-in's settings with every default filled in, as plain values."""
+    return {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}

@@ -1,0 +1,158 @@
+"""A run's folder: what it is, where it came from, its weights, its outcomes.
+
+``results/<benchmark>/runs/<id>/`` holds ``run.json`` (resolved config), ``environment.json``,
+``history.csv``, ``checkpoint.pt`` (only while training), ``model.safetensors`` (the deployed network),
+``training.json``, ``sparsity.json`` and ``outcomes/``. The id names everything that determines the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from robustbench_sparse import plugins
+from robustbench_sparse.config import Plan, RunPlan
+from robustbench_sparse.data.base import Dataset
+from robustbench_sparse.environment import describe
+from robustbench_sparse.errors import UserError
+from robustbench_sparse.files import fill, load_weights, read_json, save_weights, write_atomically, write_json
+from robustbench_sparse.sparsity import count_sparsity
+from robustbench_sparse.train import Trained, build_network
+
+FORMAT = 1  # raise it when a change of the code changes what the same config trains
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run of a benchmark, as a folder.
+
+    Attributes:
+        path: the folder.
+        run_id: its name.
+        label, seed: the row of the benchmark.
+        facts: the content of ``run.json``.
+    """
+
+    path: Path
+    run_id: str
+    label: str
+    seed: int
+    facts: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """State after the last whole epoch."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The deployed network."""
+        return self.path / "model.safetensors"
+
+    @property
+    def outcomes(self) -> Path:
+        """Folder of per-image records."""
+        return self.path / "outcomes"
+
+    def training(self) -> dict[str, Any] | None:
+        """How training ended, or None while it has not."""
+        path = self.path / "training.json"
+        return read_json(path) if path.exists() else None
+
+    def prepare(self, device: torch.device) -> None:
+        """Write what is known before training."""
+        write_json(self.path / "run.json", self.facts)
+        if not (self.path / "environment.json").exists():
+            write_json(self.path / "environment.json", describe(device))
+
+    def store(self, trained: Trained) -> None:
+        """Write what training left; ``training.json`` comes last and makes it count."""
+        history = pd.DataFrame(trained.history)
+        write_atomically(self.path / "history.csv", lambda f: history.to_csv(f, index=False))
+        if not trained.diverged:
+            save_weights(self.weights, trained.weights)
+        write_json(
+            self.path / "training.json",
+            {
+                "status": "diverged" if trained.diverged else "complete",
+                "reason": trained.diverged,
+                "train_seconds": round(trained.seconds, 3),
+                "selected": {k: None if math.isnan(v) else v for k, v in trained.selected.items()},
+                "weights_sha256": "" if trained.diverged else sha256(self.weights),
+            },
+        )
+        self.checkpoint.unlink(missing_ok=True)
+
+    def network(self, plan: Plan, run: RunPlan, dataset: Dataset) -> nn.Module:
+        """The deployed network, read back from its file, in eval mode on the CPU."""
+        training = self.training()
+        assert training is not None
+        weights = load_weights(self.weights)
+        if sha256(self.weights) != training["weights_sha256"]:
+            raise UserError(f"{self.weights}: changed since it was trained; delete the folder to train again")
+        channels, size = dataset.train_x.shape[1], dataset.train_x.shape[2]
+        defenses = [d.build() for d in run.defenses]
+        model = build_network(run, defenses, channels, size, len(dataset.classes), self.seed)
+        fill(model, weights, self.weights)
+        return model.eval()
+
+    def count(self, model: nn.Module, channels: int, size: int) -> dict[str, Any]:
+        """Count the zeros of the network read back from its file, and keep the counts."""
+        counts = count_sparsity(model, channels, size)
+        write_json(self.path / "sparsity.json", counts)
+        return counts
+
+
+def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) -> RunFolder:
+    """The folder of one run below a benchmark's folder; nothing is written."""
+    record = {
+        "format": FORMAT,
+        "data": {"name": plan.dataset_name, **plugins.settings_of(plan.dataset)},
+        "fingerprint": dataset.fingerprint,
+        "validation": plan.config.validation,
+        "train_limit": plan.config.train_limit,
+        "threat": plan.config.threat.model_dump(),
+        "seed": seed,
+        **run.record(),
+    }
+    text = json.dumps(record, sort_keys=True)
+    run_id = f"{run.label}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    facts = {
+        "run_id": run_id,
+        "benchmark": plan.config.name,
+        "run": run.label,
+        "seed": seed,
+        "dataset": dataset.label,
+        "model": shown(run.model_name, run.model),
+        "defenses": "+".join(shown(d.name, d.build()) for d in run.defenses),
+        "threat": plan.config.threat.model_dump(),
+        "record": record,
+    }
+    return RunFolder(path=folder / "runs" / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts)
+
+
+def shown(name: str, plugin: object) -> str:
+    """A plug-in as a reader knows it: its name and the settings that are not defaults."""
+    defaults = plugins.settings_with_defaults(type(plugin))
+    changed = {k: v for k, v in plugins.settings_of(plugin).items() if v != defaults[k]}
+    inner = ", ".join(f"{k}={_short(v)}" for k, v in changed.items())
+    return f"{name}({inner})" if inner else name
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + " ".join(_short(v) for v in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

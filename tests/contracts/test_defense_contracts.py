@@ -1,0 +1,381 @@
+"""What every defense of the table of contents must do, and that they compose."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import typing
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.base import GeneratorNoise, RandomModule, Threat, noise_from
+from defenses import CLIP, DEFENSES, PGDAT, RGSM, Defense, EnResNet, SpectralPenalty, Step, overrides
+
+ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
+X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+Y = torch.randint(3, (ROWS,), generator=torch.Generator().manual_seed(2))
+
+# At these settings a defense is natural training, bit for bit.
+ZERO: dict[str, list[Defense]] = {
+    "pgd_at": [PGDAT(eps=0.0), PGDAT(norm="l2", eps=0.0, batch_statistics=True)],
+    "clip": [CLIP(), CLIP(cheap=True, reduction="mean"), CLIP(lam=1.0, warm_up=9)],
+    "spectral_penalty": [SpectralPenalty(), SpectralPenalty(power_iterations=1)],
+    "enresnet": [EnResNet(members=1, noise=0.0)],
+    "rgsm": [RGSM(), RGSM(beta=0.7), RGSM(beta=0.7, regulariser="group_l0", keep_one=True)],
+}
+# At these it must show.
+STRONG: dict[str, list[Defense]] = {
+    "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
+    "clip": [
+        CLIP(lam=0.1, pairs=6, renew_every=4),
+        CLIP(lam=10.0, pairs=6, reduction="mean", cheap=True, source="train", box=True),
+        CLIP(lam=0.05, pairs=6, target_accuracy=0.5, increment=0.02, warm_up=1, ascent_steps=2, init="noise"),
+    ],
+    "spectral_penalty": [SpectralPenalty(lam=0.01), SpectralPenalty(lam=0.01, power_iterations=1)],
+    "enresnet": [EnResNet(), EnResNet(members=1, scale="batch")],
+    "rgsm": [RGSM(lam=0.1, beta=0.5), RGSM(lam=0.1, beta=0.5, regulariser="group_l0"), RGSM(lam2=0.01)],
+}
+INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
+    (PGDAT, {"eps": -0.1}, "eps"),
+    (PGDAT, {"norm": "l1", "eps": 0.1}, "norm"),
+    (PGDAT, {"norm": "l2"}, "eps"),
+    (PGDAT, {"steps": 0}, "steps"),
+    (PGDAT, {"step_size": 0.0}, "step_size"),
+    (PGDAT, {"eot": 0}, "eot"),
+    (PGDAT, {"loss": "mse"}, "loss"),
+    (CLIP, {"lam": -1.0}, "lam"),
+    (CLIP, {"lam": float("nan")}, "lam"),
+    (CLIP, {"target_accuracy": 95.0}, "target_accuracy"),
+    (CLIP, {"increment": 0.0}, "increment"),
+    (CLIP, {"warm_up": -1}, "warm_up"),
+    (CLIP, {"cooldown": -1}, "cooldown"),
+    (CLIP, {"signal": "test"}, "signal"),
+    (CLIP, {"reduction": "sum"}, "reduction"),
+    (CLIP, {"pairs": 0}, "pairs"),
+    (CLIP, {"source": "test"}, "source"),
+    (CLIP, {"init": "plain"}, "init"),
+    (CLIP, {"init_noise": 0.0}, "init_noise"),
+    (CLIP, {"ascent_steps": 0}, "ascent_steps"),
+    (CLIP, {"step_size": 0.0}, "step_size"),
+    (CLIP, {"step_factor": 0.9}, "step_factor"),
+    (CLIP, {"renew_every": 0}, "renew_every"),
+    (CLIP, {"max_lipschitz": 0.0}, "max_lipschitz"),
+    (CLIP, {"cheap": True}, "cheap"),
+    (CLIP, {"cheap": True, "reduction": "mean", "ascent_steps": 2}, "cheap"),
+    (SpectralPenalty, {"lam": -1.0}, "lam"),
+    (SpectralPenalty, {"power_iterations": -1}, "power_iterations"),
+    (EnResNet, {"members": 0}, "members"),
+    (EnResNet, {"noise": -0.1}, "noise"),
+    (EnResNet, {"scale": "pixel"}, "scale"),
+    (RGSM, {"regulariser": "l1"}, "regulariser"),
+    (RGSM, {"lam": -1.0}, "lam"),
+    (RGSM, {"beta": -1.0}, "beta"),
+    (RGSM, {"lam2": float("inf")}, "lam2"),
+    (RGSM, {"lam": 0.1}, "beta"),
+]
+
+
+def cases(table: dict[str, list[Defense]]) -> list[typing.Any]:
+    return [pytest.param(d, id=f"{key}-{i}") for key, ds in table.items() for i, d in enumerate(ds)]
+
+
+class Block(nn.Module):
+    is_residual_block = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(self.norm(x)))
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), Block(6), Block(6), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(24, 3)
+    )
+
+
+def optimiser(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    rows = slice(step % EPOCH * BATCH, (step % EPOCH + 1) * BATCH)
+    return X[rows], Y[rows]
+
+
+class Loop:
+    """The hooks in their order around one training step; everything else is left out."""
+
+    def __init__(self, defenses: list[Defense]) -> None:
+        make = tiny
+        for d in defenses:
+            make = d.wrap(make)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = make()
+        self.defenses, self.count, self.losses = defenses, 0, list[float]()
+        generators = [torch.Generator().manual_seed(7 + i) for i in range(len(defenses))]
+        self.steps = [
+            Step(self.model, None, Threat(eps=0.1), g, self.images, epochs=9, steps_per_epoch=EPOCH, lr=0.1)
+            for g in generators
+        ]
+        for d, s in zip(defenses, self.steps, strict=True):
+            d.check(self.model)
+            d.begin(s)
+        self.optimizer = optimiser(self.model)
+        for s in self.steps:
+            s.optimizer = self.optimizer
+
+    def images(self, split: str, count: int, generator: torch.Generator) -> Tensor:
+        assert any(generator is s.generator for s in self.steps)
+        part = X[:16] if split == "train" else X[16:]
+        return part[torch.randint(len(part), (count,), generator=generator)]
+
+    def run(self, steps: int) -> Loop:
+        for _ in range(steps):
+            self.one_step()
+        return self
+
+    def one_step(self) -> None:
+        x, y = batch(self.count)
+        pairs = list(zip(self.defenses, self.steps, strict=True))
+        self.model.train()
+        for d, s in pairs:
+            s.x, s.y, s.step, s.epoch = x, y, self.count, self.count // EPOCH
+            x = d.perturb(s) if overrides(d, "perturb") else x
+        loss = F.cross_entropy(self.model(x), y)
+        for d, s in pairs:
+            s.x, term = x, d.penalty(s)
+            loss = loss if term is None else loss + term
+        self.optimizer.zero_grad()
+        loss.backward()
+        for d, s in pairs:
+            d.before_step(s)
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        self.count += 1
+        with torch.no_grad():
+            for d, s in pairs:
+                d.after_step(s)
+            for d, s in pairs if self.count % EPOCH == 0 else []:
+                s.val_accuracy = s.train_accuracy = (self.logits().argmax(1) == Y).double().mean().item()
+                assert all(isinstance(v, float | int) for v in d.end_epoch(s).values())
+
+    def deployed(self) -> nn.Module:
+        model = self.model
+        for d in self.defenses:
+            model = d.deploy(model)
+        return model
+
+    def logits(self) -> Tensor:
+        return logits(self.deployed())
+
+    def state(self) -> dict[str, typing.Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "defenses": [d.state_dict() for d in self.defenses],
+            "generators": [s.generator.get_state() for s in self.steps],
+        }
+
+    def load(self, state: dict[str, typing.Any], count: int) -> Loop:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for d, s, memory, stream in zip(
+            self.defenses, self.steps, state["defenses"], state["generators"], strict=True
+        ):
+            d.load_state_dict(memory)
+            s.generator.set_state(stream)
+        self.count = count
+        return self
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    """Logits of all images in eval mode, with the same noise every time."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    with noise_from(model, GeneratorNoise(torch.Generator().manual_seed(5))):
+        out: Tensor = model(X)
+    for m, mode in modes:
+        m.training = mode
+    return out
+
+
+def natural(steps: int) -> tuple[nn.Module, torch.optim.SGD]:
+    """Plain PyTorch training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny()
+    optimizer = optimiser(model)
+    for k in range(steps):
+        x, y = batch(k)
+        loss = F.cross_entropy(model.train()(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def fresh(defense: Defense) -> Defense:
+    """The same settings with an empty memory."""
+    return dataclasses.replace(defense)
+
+
+def equal(a: typing.Iterable[Tensor], b: typing.Iterable[Tensor]) -> bool:
+    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+def test_tables_cover_all_defenses() -> None:
+    assert set(ZERO) == set(STRONG) == set(DEFENSES)
+    for table in (ZERO, STRONG):
+        assert all(type(d) is DEFENSES[key] for key, ds in table.items() for d in ds)
+    assert {cls for cls, _, _ in INVALID} == set(DEFENSES.values())
+
+
+@pytest.mark.parametrize("key", DEFENSES)
+def test_is_a_frozen_documented_keyword_only_dataclass(key: str) -> None:
+    cls = DEFENSES[key]
+    defense = cls()  # every setting has a default
+    assert cls() is not defense
+    assert cls() == defense
+    assert cls().memory is not defense.memory
+    settings = [f for f in dataclasses.fields(cls) if f.init]
+    assert all(f.kw_only for f in settings)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        defense.anything = 1  # type: ignore[attr-defined]
+    documented = "\n".join(c.__doc__ or "" for c in cls.__mro__)
+    assert [f.name for f in settings if f" {f.name}: " not in documented] == []
+    assert (cls.__doc__ or "").splitlines()[0].endswith(".")
+    assert dataclasses.replace(defense) == defense
+
+
+@pytest.mark.parametrize(("cls", "settings", "name"), INVALID)
+def test_invalid_settings_are_refused_by_name(
+    cls: type[Defense], settings: dict[str, object], name: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got "):
+        cls(**settings)
+
+
+@pytest.mark.parametrize("defense", cases(ZERO))
+def test_zero_strength_is_natural_training(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(7)
+    model, optimizer = natural(7)
+    assert equal(loop.model.parameters(), model.parameters())
+    assert equal(loop.model.buffers(), model.buffers())
+    momentum = (optimizer.state[p]["momentum_buffer"] for p in model.parameters())
+    assert equal((loop.optimizer.state[p]["momentum_buffer"] for p in loop.model.parameters()), momentum)
+    assert torch.equal(loop.logits(), logits(model))
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_strength_changes_the_result(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(7)
+    assert all(torch.isfinite(torch.tensor(loop.losses)))
+    assert not torch.allclose(loop.logits(), logits(natural(7)[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_deploy_leaves_its_argument_alone(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(4)
+    before = {k: v.clone() for k, v in loop.model.state_dict().items()}
+    sources = [m.noise_source for m in loop.model.modules() if isinstance(m, RandomModule)]
+    deployed = loop.deployed()
+    with torch.no_grad():
+        if deployed is not loop.model:  # a copy must share nothing with the network in training
+            for t in (*deployed.parameters(), *deployed.buffers()):
+                t.zero_()
+    assert all(torch.equal(before[k], v) for k, v in loop.model.state_dict().items())
+    after = [m.noise_source for m in loop.model.modules() if isinstance(m, RandomModule)]
+    assert [id(a) for a in after] == [id(b) for b in sources]
+    deployed_layers = [m for m in loop.deployed().modules() if isinstance(m, RandomModule)]
+    assert all(m.noise_source is None for m in deployed_layers)
+    assert len(deployed_layers) == len(sources)
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_deployed_network_is_the_trained_one_unless_split(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(4)
+    assert torch.equal(loop.logits(), loop.logits())
+    splits = isinstance(defense, RGSM) and defense.beta > 0
+    assert torch.equal(loop.logits(), logits(loop.model)) != splits
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+@pytest.mark.parametrize("killed_after", [1, 4, 6])
+def test_resumed_run_equals_unbroken_run(defense: Defense, killed_after: int) -> None:
+    unbroken = Loop([fresh(defense)]).run(8)
+    file = io.BytesIO()
+    torch.save(Loop([fresh(defense)]).run(killed_after).state(), file)
+    file.seek(0)
+    resumed = Loop([fresh(defense)]).load(torch.load(file, weights_only=True), killed_after)
+    resumed.run(8 - killed_after)
+    assert equal(resumed.model.state_dict().values(), unbroken.model.state_dict().values())
+    assert torch.equal(resumed.logits(), unbroken.logits())
+    assert torch.equal(resumed.steps[0].generator.get_state(), unbroken.steps[0].generator.get_state())
+    assert resumed.losses == unbroken.losses[killed_after:]
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_state_is_a_copy(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(3)
+    first = loop.state()["defenses"][0]
+    file = io.BytesIO()
+    torch.save(first, file)
+    loop.run(3)
+    again = io.BytesIO()
+    torch.save(first, again)
+    assert file.getvalue() == again.getvalue()
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_other_random_streams_stay_put(defense: Defense) -> None:
+    before = torch.get_rng_state()
+    loop = Loop([Defense(), fresh(defense), Defense()]).run(7)
+    loop.deployed()
+    assert torch.equal(torch.get_rng_state(), before)
+    for s, seed in ((loop.steps[0], 7), (loop.steps[2], 9)):
+        assert torch.equal(s.generator.get_state(), torch.Generator().manual_seed(seed).get_state())
+
+
+@pytest.mark.parametrize("defense", cases(STRONG))
+def test_hooks_before_the_backward_pass_leave_the_network_alone(defense: Defense) -> None:
+    loop = Loop([fresh(defense)]).run(4)
+    d, s = loop.defenses[0], loop.steps[0]
+    list(loop.model.modules())[-1].eval()  # a mix of modes must come back as it was
+    modes = [m.training for m in loop.model.modules()]
+    state = {k: v.clone() for k, v in loop.model.state_dict().items()}
+    for p in loop.model.parameters():
+        p.grad = None
+    s.x, s.y = batch(0)
+    clean = s.x.clone()
+    x = d.perturb(s)
+    term = d.penalty(s)
+    assert torch.equal(s.x, clean)
+    assert not x.requires_grad
+    assert term is None or term.shape == ()
+    assert [m.training for m in loop.model.modules()] == modes
+    assert all(torch.equal(state[k], v) for k, v in loop.model.state_dict().items())
+    assert all(p.grad is None for p in loop.model.parameters())
+
+
+def test_all_compose() -> None:
+    loop = Loop([fresh(STRONG[key][0]) for key in ("enresnet", "pgd_at", "clip", "spectral_penalty", "rgsm")])
+    loop.run(2 * EPOCH)
+    assert all(torch.isfinite(torch.tensor(loop.losses)))
+    assert loop.logits().isfinite().all()
+    assert all(d.memory for d in loop.defenses[2:])
+
+
+def test_order_of_defenses_without_common_state_does_not_matter() -> None:
+    a, b = STRONG["rgsm"][0], STRONG["enresnet"][1]
+    one, other = Loop([fresh(a), fresh(b)]), Loop([fresh(b), fresh(a)])
+    for s in (one.steps[1], other.steps[0]):
+        s.generator.manual_seed(3)
+    assert torch.equal(one.run(4).logits(), other.run(4).logits())
