@@ -46,26 +46,20 @@ class IFGSM(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.steps >= 1, "steps", "an integer >= 1", self.steps)
-        check(
-            self.step_size is None or self.step_size > 0, "step_size", "a number > 0 or null", self.step_size
-        )
+        alpha = self.step_size
+        check(alpha is None or 0 < alpha < math.inf, "step_size", "a finite number > 0 or null", alpha)
         check(self.loss in LOSSES, "loss", " or ".join(LOSSES), self.loss)
         check(self.eot >= 1, "eot", "an integer >= 1", self.eot)
-        check(self.momentum >= 0, "momentum", "a number >= 0", self.momentum)
+        check(0 <= self.momentum < math.inf, "momentum", "a finite number >= 0", self.momentum)
         check(self.keep in ("best", "last"), "keep", "best or last", self.keep)
-        check(
-            self.keep == "best" or not self.early_stop, "early_stop", "false with keep: last", self.early_stop
-        )
+        early = self.early_stop
+        check(self.keep == "best" or not early, "early_stop", "false with keep: last", early)
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ValueError when the threat leaves a step without a length."""
-        known = self.step_size is not None or math.isfinite(threat.eps)
-        check(
-            known,
-            "step_size",
-            "a number, as its default 2.5 * eps / steps needs a finite eps",
-            self.step_size,
-        )
+        alpha = self.step_size
+        known = alpha is not None or math.isfinite(threat.eps)
+        check(known, "step_size", "a number, as 2.5 * eps / steps needs a finite eps", alpha)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """Return a candidate (B, C, H, W) per image."""

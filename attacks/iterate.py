@@ -7,17 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.base import SampleRandom, Threat, per_image
+from attacks.base import Norm, SampleRandom, Threat, per_image
 
 
-def steepest(direction: Tensor, norm: str) -> Tensor:
+def steepest(direction: Tensor, norm: Norm) -> Tensor:
     """The step of norm 1 along which a linear function grows fastest; (B, ...) -> (B, ...).
 
     For l_inf the sign, for l2 the direction divided by its length. Where the gradient is zero there is no such
-    step, and the result is zero.
+    step, and the result is zero; where it is not a number, neither is the result.
     """
     if norm == "linf":
-        return direction.sign()
+        # torch's sign of a NaN is 0: a gradient that cannot be computed would pass for one that vanishes.
+        return torch.where(direction.isnan(), direction, direction.sign())
     # Divided by the largest entry first: the squares of a vanishing gradient would underflow to zero.
     largest = direction.flatten(1).abs().amax(1).clamp_min(torch.finfo(direction.dtype).tiny)
     scaled = direction / per_image(largest, direction)
@@ -82,20 +83,19 @@ class Adam:
 
     Args:
         like: the variable, (B, ...).
-        lr: step size.
     """
 
-    def __init__(self, like: Tensor, lr: float) -> None:
-        self.lr, self.t = lr, 0
+    def __init__(self, like: Tensor) -> None:
+        self.t = 0
         self.m, self.v = torch.zeros_like(like), torch.zeros_like(like)
 
     def step(self, grad: Tensor) -> Tensor:
-        """What to subtract from the variable."""
+        """What to subtract from the variable, for a learning rate of 1."""
         self.t += 1
         self.m = 0.9 * self.m + 0.1 * grad
         self.v = 0.999 * self.v + 0.001 * grad * grad
         m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
-        return self.lr * m / (v.sqrt() + 1e-8)
+        return m / (v.sqrt() + 1e-8)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some images only: a bool mask (B,)."""

@@ -1,4 +1,6 @@
-"""Gaussian noise, the weakest baseline: no adversary at all (the column "noise" of CLIP's table)."""
+"""Gaussian noise, the weakest baseline: no adversary at all (the column "noise" of CLIP's table, Bungert et al.
+2021, https://arxiv.org/abs/2103.12531).
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,20 @@ from attacks.base import Attack, SampleRandom, Threat, check
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(Attack):
-    """x + N(0, sigma^2), clipped to [0, 1]; knows neither network nor label and stays in no ball.
+    """WEAK baseline: x + N(0, sigma^2), clipped to [0, 1]; knows neither network nor label, stays in no ball.
 
     Args:
+        target: ``none``; noise has no aim.
         sigma: standard deviation in pixel units, > 0.
     """
 
     weak: ClassVar[bool] = True
+    bounded: ClassVar[bool] = False
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.target == "none", "target", "none, as noise has no aim", self.target)
         check(self.sigma > 0 and math.isfinite(self.sigma), "sigma", "a finite number > 0", self.sigma)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:

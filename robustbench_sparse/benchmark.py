@@ -19,7 +19,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, near, one_line
 from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
-from robustbench_sparse.judge import Judge, Protocol
+from robustbench_sparse.judge import Judge, Protocol, plain
 from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.runs import RunFolder, locate, sha256
@@ -176,6 +176,7 @@ def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:
         "source": plan.config.source,
         "dataset": dataset.label,
         "attacks": [a.label for a in plan.attacks],
+        "settings": {a.label: plain(a.record()) for a in plan.attacks},
         "threat": plan.config.threat.model_dump(),
         "runs": runs,
         "published": plan.published,
@@ -418,7 +419,7 @@ def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return manifest
     old = read_json(path)
-    same = all(old.get(k) == manifest[k] for k in ("name", "dataset", "attacks", "threat"))
+    same = all(old.get(k) == manifest[k] for k in ("name", "dataset", "settings", "threat"))
     new = {r["run_id"] for r in manifest["runs"]}
     kept = [r for r in old.get("runs", []) if r["run_id"] not in new] if same else []
     return {**manifest, "runs": kept + manifest["runs"]}
@@ -441,6 +442,7 @@ def _describe_foreign(
         "source": "",
         "dataset": images.label,
         "attacks": [a.label for a in plan.attacks],
+        "settings": {a.label: plain(a.record()) for a in plan.attacks},
         "threat": threat,
         "runs": [{"run_id": run_id, "run": name, "seed": seed}],
         "published": {},

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -251,21 +251,10 @@ def list_(
       robustbench-sparse list defenses
       robustbench-sparse list configs
     """
-    if kind == "configs":
-        _list_configs(Path("configs"))
-        return
-    tables = _tables_of_contents()
-    if kind not in tables:
-        known = [*tables, "configs"]
-        raise UserError(
-            f"list: nothing of the kind {kind!r}{near(kind, known)}; there are: {', '.join(known)}"
-        )
-    from robustbench_sparse.plugins import describe, settings_with_defaults
+    from robustbench_sparse.listing import lines_of
 
-    for name, cls in tables[kind]().items():
-        typer.echo(f"{name}: {describe(cls)}")
-        for setting, default in settings_with_defaults(cls).items():
-            typer.echo(f"    {setting}: {'required' if default is ... else _plain(default)}")
+    for line in lines_of(kind):
+        typer.echo(line)
 
 
 @app.command()
@@ -293,51 +282,6 @@ def check(
         typer.echo(reference.text_of(differences))
         raise typer.Exit(1)
     typer.echo(f"{folder}: everything that {against} states still holds")
-
-
-def _tables_of_contents() -> dict[str, Callable[[], dict[str, Any]]]:
-    """Kind -> what loads its table of contents; one slow import each."""
-
-    def load(reference: str) -> Callable[[], dict[str, Any]]:
-        def table() -> dict[str, Any]:
-            from robustbench_sparse.plugins import import_object
-
-            found: dict[str, Any] = import_object(reference)
-            return found
-
-        return table
-
-    return {
-        "attacks": load("attacks:ATTACKS"),
-        "defenses": load("defenses:DEFENSES"),
-        "models": load("robustbench_sparse.models:MODELS"),
-        "datasets": load("robustbench_sparse.data:DATASETS"),
-        "optimizers": load("robustbench_sparse.optim:OPTIMISERS"),
-        "schedules": load("robustbench_sparse.optim:SCHEDULES"),
-    }
-
-
-def _list_configs(folder: Path) -> None:
-    from robustbench_sparse import yaml_numbers
-
-    paths = sorted(folder.glob("**/*.yaml"))
-    if not paths:
-        raise UserError(f"{folder}: no benchmark files (*.yaml) here")
-    for path in paths:
-        raw, _ = yaml_numbers.read(path)
-        facts = raw if isinstance(raw, dict) else {}
-        typer.echo(f"{path}: {facts.get('name', '(no name)')}")
-        if facts.get("source"):
-            typer.echo(f"    {one_line(facts['source'])}")
-
-
-def _plain(value: Any) -> str:
-    """A default as YAML would have it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_plain(v) for v in value)}]"
-    return str(value)
 
 
 def _numbers(text: str | None) -> list[int] | None:

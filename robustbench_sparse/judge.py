@@ -223,7 +223,7 @@ class Judge:
         if not (meta.exists() and (self.folder / f"{label}.csv").exists()):
             return False
         stored = read_json(meta)
-        return bool(stored.get("key") == _plain(self.key(record)) and stored.get("status") == "ok")
+        return bool(stored.get("key") == plain(self.key(record)) and stored.get("status") == "ok")
 
     def _collect(
         self, label: str, record: dict[str, Any], judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame]
@@ -234,7 +234,7 @@ class Judge:
             return _read(path)
         parts = self.folder / f".{label}.parts"
         marker = parts / "key.json"
-        wanted = {"key": _plain(self.key(record)), "batch_size": self.protocol.batch_size}
+        wanted = {"key": plain(self.key(record)), "batch_size": self.protocol.batch_size}
         if not (marker.exists() and read_json(marker) == wanted):
             shutil.rmtree(parts, ignore_errors=True)
             write_json(marker, wanted)
@@ -312,10 +312,10 @@ def inside(threat: Threat, delta: Tensor) -> Tensor:
     return threat.size(delta) <= threat.eps + slack
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON gives it back: tuples become lists."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

@@ -88,7 +88,7 @@ class RichShow:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar:

@@ -123,7 +123,7 @@ def _layer(name: str, module: nn.Module, weight: Tensor) -> dict[str, Any]:
         assert isinstance(groups, int)
         kernels = w.flatten(2)  # (out, in/groups, k*k)
         # Filters read the input channels of their own group only: (groups, out/groups, in/groups, k*k).
-        split = kernels.double().reshape(groups, -1, *kernels.shape[1:])
+        split = kernels.reshape(groups, -1, *kernels.shape[1:])
         norms = split.square().sum((1, 3)).sqrt()
         counts["channels"] = norms.numel()
         counts["zero_channels"] = int((norms < ZERO_CHANNEL).sum())

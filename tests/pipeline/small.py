@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
             "defenses": [
                 {"name": "pgd_at", "steps": 2},
                 {"name": "enresnet", "members": 2},
-                {"name": "rgsm", "beta": 1.0, "lam": 0.05, "lam2": 1e-5},
+                {"name": "rgsm", "regulariser": "group_l0", "beta": 1.0, "lam": 0.9, "lam2": 1e-5},
                 {"name": "clip", "lam": 0.01, "pairs": 16},
             ]
         },

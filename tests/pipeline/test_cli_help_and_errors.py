@@ -18,6 +18,8 @@ from typer.testing import CliRunner, Result
 from robustbench_sparse import benchmark, cli
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.leaderboard import fold
+from robustbench_sparse.listing import TABLES
+from robustbench_sparse.plugins import import_object
 
 VERBS = ("run", "evaluate", "leaderboard", "list", "check")
 
@@ -135,11 +137,11 @@ def test_unknown_words_are_refused_without_a_traceback(words: list[str]) -> None
 # Lists --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "models", "datasets", "optimizers", "schedules"])
+@pytest.mark.parametrize("kind", sorted(TABLES))
 def test_lists_name_every_plugin_with_its_settings(kind: str) -> None:
     result = call("list", kind)
     assert result.exit_code == 0
-    table = cli._tables_of_contents()[kind]()
+    table = import_object(TABLES[kind])
     blocks = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
     assert [line.partition(":")[0] for line in blocks] == list(table)
     assert all(line.partition(": ")[2] for line in blocks)

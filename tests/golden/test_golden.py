@@ -1,0 +1,61 @@
+"""Numbers pinned to what the project gave before: a change that should not alter them shows it here.
+
+``small.csv`` was written by the benchmark of ``tests/pipeline/small.py``. Losses may differ between machines in
+the last digits, so rates are compared as ``robustbench-sparse check`` does, and the first epoch's loss, before
+rounding has had time to grow, to four digits. To pin new numbers on purpose, run this file with RBS_PIN=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustbench_sparse import run_benchmark
+from robustbench_sparse.leaderboard import to_csv
+from robustbench_sparse.reference import check, text_of
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "pipeline"))
+from small import small  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("golden")
+    table = run_benchmark(small(), out=out)
+    if os.environ.get("RBS_PIN"):
+        (HERE / "small.csv").write_text(
+            to_csv(table.drop(columns=["commit", "train_seconds", "eval_seconds"]))
+        )
+        losses(out / "small").to_csv(HERE / "first_losses.csv", index=False)
+    return out / "small"
+
+
+def losses(folder: Path) -> pd.DataFrame:
+    """Training loss of every run's first epoch."""
+    rows = [
+        {"run": path.parent.name.split("-")[0], "loss": pd.read_csv(path)["train_loss"][0]}
+        for path in sorted(folder.rglob("history.csv"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_rates_and_sparsities_are_as_pinned(results: Path) -> None:
+    problems = check(results, HERE / "small.csv")
+    assert problems == [], text_of(problems)
+
+
+def test_first_losses_are_as_pinned(results: Path) -> None:
+    pinned, found = pd.read_csv(HERE / "first_losses.csv"), losses(results)
+    assert found["run"].tolist() == pinned["run"].tolist() == ["all", "natural"]
+    assert found["loss"].tolist() == pytest.approx(pinned["loss"].tolist(), rel=1e-4)
+
+
+def test_run_ids_are_as_pinned(results: Path) -> None:
+    """A run's id says what determines its numbers; when it moves, every stored result is trained anew."""
+    pinned = pd.read_csv(HERE / "small.csv")["run_id"].tolist()
+    assert pd.read_csv(results / "leaderboard.csv")["run_id"].tolist() == pinned
