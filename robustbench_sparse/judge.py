@@ -128,7 +128,7 @@ class Judge:
             rows = clean.loc[index.tolist()]
             return self._attack_batch(plan, index, x, y, rows)
 
-        return self._collect(plan.label, plan.record(), judge)
+        return self._collect(plan.label, plan.record(), judge, plan.attack.bounded)
 
     # One batch ------------------------------------------------------------------------------------------
 
@@ -150,7 +150,6 @@ class Judge:
 
         finite = torch.isfinite(candidate).flatten(1).all(1)
         candidate = torch.where(finite.view(-1, 1, 1, 1), candidate, x)
-        status = ["ok"] * len(y)
         box = (candidate < -BOX_SLACK).flatten(1).any(1) | (candidate > 1 + BOX_SLACK).flatten(1).any(1)
         ball = ~inside(plan.threat, candidate - x)
         moved = box | ball
@@ -158,15 +157,12 @@ class Judge:
             candidate[moved] = plan.threat.project(candidate[moved], x[moved])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self._verdict(candidate, y, random)
-        for i in range(len(y)):
-            if not (finite[i] and finite_out[i]):
-                status[i] = "nonfinite"
-            elif ball[i]:
-                status[i] = "outside_ball"
-            elif box[i]:
-                status[i] = "outside_box"
+        judged = finite.cpu() & finite_out
+        status = [
+            "nonfinite" if not ok else "outside_ball" if far else "outside_box" if out else "ok"
+            for ok, far, out in zip(judged.tolist(), ball.tolist(), box.tolist(), strict=True)
+        ]
         delta = candidate - x
-        done = [s != "nonfinite" for s in status]
         table: pd.DataFrame = pd.DataFrame(
             {
                 "index": index.tolist(),
@@ -174,7 +170,9 @@ class Judge:
                 "clean_pred": clean["pred"].tolist(),
                 "clean_correct": clean["correct"].tolist(),
                 "adv_pred": pred.tolist(),
-                "adv_correct": [c if d else None for c, d in zip(correct.tolist(), done, strict=True)],
+                "adv_correct": [
+                    c if ok else None for c, ok in zip(correct.tolist(), judged.tolist(), strict=True)
+                ],
                 "linf": Threat(norm="linf").size(delta).tolist(),
                 "l2": Threat(norm="l2").size(delta).tolist(),
                 # Averages over the images of the batch that were attacked.
@@ -226,7 +224,11 @@ class Judge:
         return bool(stored.get("key") == plain(self.key(record)) and stored.get("status") == "ok")
 
     def _collect(
-        self, label: str, record: dict[str, Any], judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame]
+        self,
+        label: str,
+        record: dict[str, Any],
+        judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame],
+        bounded: bool = True,
     ) -> pd.DataFrame:
         """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
         path = self.folder / f"{label}.csv"
@@ -266,13 +268,19 @@ class Judge:
                 task.advance(len(table))
         finally:
             task.close()
-        return self._join(label, record, tables, reason, parts)
+        return self._join(label, record, tables, reason, parts, bounded)
 
     def _parts(self, parts: Path, total: int) -> list[Path]:
         return [parts / f"{start:06d}.csv" for start in range(0, total, self.protocol.batch_size)]
 
     def _join(
-        self, label: str, record: dict[str, Any], tables: list[pd.DataFrame], reason: str, parts: Path
+        self,
+        label: str,
+        record: dict[str, Any],
+        tables: list[pd.DataFrame],
+        reason: str,
+        parts: Path,
+        bounded: bool,
     ) -> pd.DataFrame:
         table = (
             pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"status": [], "seconds": []})
@@ -286,6 +294,7 @@ class Judge:
             "status": reason.split(":")[0] if reason else "ok",
             "reason": reason.partition(": ")[2],
             "n": len(table),
+            "bounded": bounded,  # whether a candidate outside the ball is a fault, or only a long way
             "draws": self.draws,
             "seconds": seconds,
             "flags": {k: int(v) for k, v in table["status"].value_counts().items() if k != "ok"},

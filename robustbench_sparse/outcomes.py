@@ -60,7 +60,7 @@ def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], li
             kinds = ", ".join(sorted(set(table["status"][without])))
             gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
             continue
-        for flag in ("outside_box", "outside_ball"):
+        for flag in ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",):
             count = int((table["status"] == flag).sum())
             notes += [f"{label}: {count} {flag}, projected back"] if count else []
         row.update(_cells(label, table["adv_correct"]))
@@ -97,12 +97,16 @@ def _outcome(
 ) -> tuple[pd.DataFrame | None, str, float]:
     """An outcome's table and seconds, or None and why there is none. The third column is the verdict.
 
+    The table's ``attrs`` say whether the attack is ``bounded``: one that seeks the smallest perturbation is not,
+    and a candidate outside the ball is no fault of it.
+
     An outcome of other settings than the benchmark's present ones, left from before a change, is none.
     """
     about_path, path = folder / f"{label}.json", folder / f"{label}.csv"
     if not about_path.is_file():
         return None, f"incomplete: {label}", 0.0
-    about = read_keys(about_path, ("status", "reason", "n", "seconds", "key"))
+    keys = ("status", "reason", "n", "seconds", "key", "bounded")
+    about = read_keys(about_path, keys, {"bounded": True})
     seconds = float(about["seconds"] or 0.0)
     if settings is not None and about["key"].get("attack") != settings:
         return None, f"incomplete: {label} (its settings have changed)", 0.0
@@ -125,6 +129,7 @@ def _outcome(
             raise ValueError(f"{columns[2]}: expected shares in [0, 1]")
     except (OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: damaged: {one_line(e)}") from None
+    table.attrs["bounded"] = about["bounded"]
     return table, "", seconds
 
 
