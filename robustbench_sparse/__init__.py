@@ -10,15 +10,20 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustbench_sparse.benchmark import evaluate, run_benchmark
+    from robustbench_sparse.benchmark import run_benchmark
+    from robustbench_sparse.evaluation import evaluate
 
 __all__ = ["__version__", "evaluate", "run_benchmark"]
 __version__ = metadata.version("robustbench_sparse")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "run_benchmark"):
-        from robustbench_sparse import benchmark
+    if name == "run_benchmark":
+        from robustbench_sparse.benchmark import run_benchmark
 
-        return getattr(benchmark, name)
+        return run_benchmark
+    if name == "evaluate":
+        from robustbench_sparse.evaluation import evaluate
+
+        return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

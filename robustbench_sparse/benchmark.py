@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,17 @@ import torch
 from torch import nn
 
 from robustbench_sparse import leaderboard
-from robustbench_sparse.config import Plan, RunPlan, load, resolve
-from robustbench_sparse.data import DATASETS
+from robustbench_sparse.config import load, resolve
 from robustbench_sparse.data.base import DataError, Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, near, one_line
-from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
+from robustbench_sparse.files import locked, write_json
 from robustbench_sparse.judge import Judge, Protocol, plain
-from robustbench_sparse.plugins import import_object
+from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.runs import RunFolder, locate, sha256
-from robustbench_sparse.sparsity import count_sparsity
+from robustbench_sparse.runs import RunFolder, locate
 from robustbench_sparse.streams import derive
 from robustbench_sparse.train import Trainer, build_network, on_device
-
-# The attacks `--suite standard` stands for; every one stays inside the threat.
-SUITES: dict[str, dict[str, dict[str, Any]]] = {
-    "standard": {
-        "fgsm": {"name": "fgsm"},
-        "ifgsm20": {"name": "ifgsm", "steps": 20},
-        "pgd50x3": {"name": "pgd", "steps": 50, "restarts": 3},
-        "pgd50_margin": {"name": "pgd", "steps": 50, "loss": "margin"},
-    }
-}
 
 
 def choose_device(name: str) -> torch.device:
@@ -96,8 +82,8 @@ def run_benchmark(
         plan = load(Path(config), extra)
     runs = _chosen(plan, only)
     target = choose_device(device)
-    dataset = _dataset(plan, data_root)
-    data = _prepared(plan, dataset, target)
+    dataset = load_dataset(plan, data_root)
+    data = prepare_data(plan, dataset, target)
     _check_networks(runs, data)
 
     folder = Path(out) / plan.config.name
@@ -122,7 +108,8 @@ def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
     return [r for r in plan.runs if not only or r.label in only]
 
 
-def _dataset(plan: Plan, data_root: str | Path | None) -> Dataset:
+def load_dataset(plan: Plan, data_root: str | Path | None) -> Dataset:
+    """The plan's data set; UserError where it is missing or damaged."""
     root = Path(data_root) if data_root is not None else None
     if root is not None and not root.is_dir():
         raise UserError(f"--data-root {root}: no such folder")
@@ -132,7 +119,8 @@ def _dataset(plan: Plan, data_root: str | Path | None) -> Dataset:
         raise UserError(f"data: {e}") from None
 
 
-def _prepared(plan: Plan, dataset: Dataset, device: torch.device) -> PreparedData:
+def prepare_data(plan: Plan, dataset: Dataset, device: torch.device) -> PreparedData:
+    """The data set split, cut and moved as the plan says; UserError where it is too small for that."""
     c = plan.config
     try:
         return PreparedData(
@@ -217,250 +205,3 @@ def _evaluate(
     judge.clean()
     for attack in plan.attacks:
         judge.attack(attack)
-
-
-# A network from elsewhere --------------------------------------------------------------------------------
-
-
-def evaluate(
-    target: str | Path | nn.Module,
-    *,
-    weights: str | Path | None = None,
-    dataset: str | Mapping[str, Any] | None = None,
-    attacks: Sequence[str] | Mapping[str, Any] | None = None,
-    suite: str | None = "standard",
-    norm: str | None = None,
-    eps: float | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    device: str = "auto",
-    data_root: str | Path | None = None,
-    out: str | Path | None = None,
-    changes: Sequence[str] = (),
-    show: Show | None = None,
-) -> pd.DataFrame:
-    """Judge one network: a run's folder, a factory ``package.module:function``, or an ``nn.Module``.
-
-    Args:
-        target: what to judge. A factory is called without arguments and returns the network; networks take
-            images in [0, 1], (B, C, H, W), and return logits (B, K).
-        weights: safetensors file (or a torch state_dict, read without running code) for a factory's network.
-        dataset: name or config entry of the data set; a run's folder knows its own.
-        attacks: names, or label -> config entry; in place of a suite.
-        suite: a named list of attacks, see ``SUITES``.
-        norm, eps: the threat; a run's folder knows its own, else l_inf and 8/255.
-        seed: seed of the evaluation.
-        limit: judge only so many test images.
-        device, data_root, show: as for ``run_benchmark``.
-        out: keep the outcomes below this folder, so that a killed evaluation goes on.
-        changes: ``key.path=value`` assignments, for example ``data.path=images.zip``.
-
-    Returns:
-        A leaderboard of one row.
-
-    Raises:
-        UserError: bad arguments, data or weights.
-    """
-    import tempfile
-
-    show = show or Silent()
-    chosen = choose_device(device)
-    place = _run_folder(target)
-    if place is not None:
-        if weights is not None:
-            raise UserError("--weights: a run's folder has its own weights")
-        model, dataset, norm, eps, name, identity = _from_run(place, dataset, norm, eps, data_root)
-    elif isinstance(target, nn.Module):
-        model, name = target, type(target).__name__
-        identity = "module"
-    else:
-        model, name, identity = _from_factory(str(target), weights)
-    if dataset is None:
-        raise UserError(f"--dataset: expected one of {', '.join(sorted(DATASETS))}")
-    if attacks is None:
-        if suite not in SUITES:
-            raise UserError(f"--suite: expected one of {', '.join(SUITES)}, got {suite!r}")
-        attacks = SUITES[suite]
-    elif not isinstance(attacks, Mapping):
-        attacks = {a.replace(":", "_").replace(".", "_"): {"name": a} for a in attacks}
-    threat: dict[str, Any] = {"norm": norm or "linf"}
-    threat |= {} if eps is None else {"eps": float(eps)}
-    raw: dict[str, Any] = {
-        "name": "evaluation",
-        "data": {"name": dataset} if isinstance(dataset, str) else dict(dataset),
-        "threat": threat,
-        "attacks": {k: dict(v) if isinstance(v, Mapping) else v for k, v in attacks.items()},
-        "evaluation": {"limit": limit},
-        # No training here; the schema wants a row, and the judge does not read it.
-        "train": {"epochs": 1, "selection": "last"},
-        "runs": {"network": {"model": {"name": "mlp"}}},
-    }
-    plan = resolve(raw, name="evaluate", changes=changes)
-    images = _dataset(plan, data_root)
-    data = _prepared(plan, images, chosen)
-    _check_fit(model, data)
-    model = model.eval().to(chosen)
-    if identity == "module":
-        identity = _fingerprint(model)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(out) if out is not None else Path(scratch)
-        run_id = f"{_file_name(name)}-{identity[:8]}"
-        with locked(folder):
-            path = folder / "runs" / run_id
-            _describe_foreign(folder, path, run_id, name, plan, images, seed, chosen)
-            write_json(path / "sparsity.json", count_sparsity(model, data.channels, data.size))
-            c = plan.config.evaluation
-            protocol = Protocol(seed=derive(seed, "evaluation"), batch_size=c.batch_size, draws=c.draws)
-            judge = Judge(
-                model, data, path / "outcomes", protocol, f"{identity}/{images.fingerprint}", show, name
-            )
-            judge.clean()
-            for attack in plan.attacks:
-                judge.attack(attack)
-            return leaderboard.write(folder)
-
-
-def _run_folder(target: object) -> Path | None:
-    if isinstance(target, nn.Module):
-        return None
-    path = Path(str(target))
-    if path.is_dir():
-        if not (path / "run.json").exists():
-            raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
-        return path
-    if ":" not in str(target):
-        raise UserError(f"{target}: expected a run's folder or package.module:factory")
-    return None
-
-
-def _from_run(
-    path: Path, dataset: Any, norm: str | None, eps: float | None, data_root: str | Path | None
-) -> tuple[nn.Module, Any, str, float, str, str]:
-    facts = read_json(path / "run.json")
-    record = facts["record"]
-    raw = {
-        "name": facts["benchmark"],
-        "data": record["data"],
-        "validation": record["validation"],
-        "train_limit": record["train_limit"],
-        "threat": record["threat"],
-        "train": {"stages": record["stages"]},
-        "runs": {
-            facts["run"]: {
-                "model": record["model"],
-                "defenses": [
-                    {k: v for k, v in d.items() if (k, v) != ("stages", None)} for d in record["defenses"]
-                ],
-            }
-        },
-    }
-    plan = resolve(raw, name=str(path / "run.json"))
-    own = _dataset(plan, data_root)
-    place = RunFolder(path=path, run_id=facts["run_id"], label=facts["run"], seed=facts["seed"], facts=facts)
-    training = place.training()
-    if training is None or training["status"] != "complete":
-        raise UserError(f"{path}: {'not trained to the end' if training is None else training['reason']}")
-    model = place.network(plan, plan.runs[0], own)
-    threat = record["threat"]
-    return (
-        model,
-        dataset or record["data"],
-        norm or threat["norm"],
-        threat["eps"] if eps is None else eps,
-        facts["run"],
-        training["weights_sha256"],
-    )
-
-
-def _from_factory(reference: str, weights: str | Path | None) -> tuple[nn.Module, str, str]:
-    factory = import_object(reference)
-    try:
-        model = factory()
-    except Exception as e:
-        raise UserError(f"{reference}: calling it failed: {type(e).__name__}: {one_line(e)}") from None
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{reference}: expected it to return a torch.nn.Module, got {type(model).__name__}")
-    if weights is None:
-        return model, reference.partition(":")[2], "module"
-    path = Path(weights)
-    fill(model, load_weights(path), path)
-    return model, reference.partition(":")[2], sha256(path)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_fit(model: nn.Module, data: PreparedData) -> None:
-    """One forward pass, so that a network for other images is found before any attack."""
-    x = torch.zeros(1, data.channels, data.size, data.size)
-    try:
-        with torch.no_grad():
-            out = model.cpu().eval()(x)
-    except Exception as e:
-        reason = f"{type(e).__name__}: {one_line(e)[:160]}"
-        raise UserError(f"the network does not take images of shape {tuple(x.shape[1:])}: {reason}") from None
-    if out.shape != (1, data.classes):
-        raise UserError(f"the network gives {tuple(out.shape)} for one image, expected (1, {data.classes})")
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-
-
-def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Earlier evaluations by the same attacks stay rows of the same table."""
-    path = folder / "benchmark.json"
-    if not path.exists():
-        return manifest
-    old = read_json(path)
-    same = all(old.get(k) == manifest[k] for k in ("name", "dataset", "settings", "threat"))
-    new = {r["run_id"] for r in manifest["runs"]}
-    kept = [r for r in old.get("runs", []) if r["run_id"] not in new] if same else []
-    return {**manifest, "runs": kept + manifest["runs"]}
-
-
-def _describe_foreign(
-    folder: Path,
-    path: Path,
-    run_id: str,
-    name: str,
-    plan: Plan,
-    images: Dataset,
-    seed: int,
-    device: torch.device,
-) -> None:
-    """Write the files that make an evaluation look like a run, for the leaderboard."""
-    threat = plan.config.threat.model_dump()
-    manifest = {
-        "name": "evaluation",
-        "source": "",
-        "dataset": images.label,
-        "attacks": [a.label for a in plan.attacks],
-        "settings": {a.label: plain(a.record()) for a in plan.attacks},
-        "threat": threat,
-        "runs": [{"run_id": run_id, "run": name, "seed": seed}],
-        "published": {},
-    }
-    write_json(folder / "benchmark.json", _merged(folder, manifest))
-    write_json(
-        path / "run.json",
-        {
-            "run_id": run_id,
-            "benchmark": "evaluation",
-            "run": name,
-            "seed": seed,
-            "dataset": images.label,
-            "model": name,
-            "defenses": "",
-            "threat": threat,
-            "record": {},
-        },
-    )
-    write_json(path / "environment.json", describe(device))
-    write_json(path / "training.json", {"status": "complete", "reason": "", "train_seconds": 0.0})

@@ -186,7 +186,7 @@ def evaluate(
     if attacks is not None and suite is not None:
         raise UserError("--attacks and --suite: expected one of them, got both")
     radius = None if eps is None else _radius(eps)
-    from robustbench_sparse.benchmark import evaluate as judge
+    from robustbench_sparse.evaluation import evaluate as judge
 
     with _progress(quiet) as show:
         table = judge(

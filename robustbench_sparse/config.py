@@ -1,16 +1,16 @@
-"""One YAML file is one benchmark: its schema, and reading it with all checks before anything trains."""
+"""Reading a benchmark file, with everything checked before anything trains."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
 from attacks import ATTACKS
-from attacks.base import Attack, Threat
+from attacks.base import Attack
 from defenses import DEFENSES
 from defenses.base import Defense, overrides
 from robustbench_sparse import yaml_numbers
@@ -21,218 +21,11 @@ from robustbench_sparse.leaderboard import SPARSITIES, is_reserved
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.optim import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
-from robustbench_sparse.plugins import SettingError, build, expectation, settings_of
+from robustbench_sparse.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
+from robustbench_sparse.plugins import SettingError, build, expectation
+from robustbench_sparse.schema import BenchmarkConfig, Entry, RunConfig, StageConfig, ThreatConfig
 
-Entry = dict[str, Any]
 METRIC_COLUMNS = ("clean", "worst", *SPARSITIES)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ThreatConfig(_Strict):
-    """The adversary's set: norm and radius."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    eps: float = Field(8 / 255, ge=0)
-
-    @model_validator(mode="after")
-    def _eps_of_l2(self) -> ThreatConfig:
-        # 8/255 is a radius for l_inf; as an l2 radius it would make any network look robust.
-        if self.norm == "l2" and "eps" not in self.model_fields_set:
-            raise ValueError("expected the radius eps, too, for the norm l2")
-        return self
-
-    def threat(self) -> Threat:
-        """The same as the attacks know it."""
-        return Threat(norm=self.norm, eps=self.eps)
-
-
-class EvaluationConfig(_Strict):
-    """How networks are judged.
-
-    Attributes:
-        batch_size: images attacked at once.
-        draws: fresh passes that a random network's verdict on an image is averaged over.
-        limit: judge only so many test images, a fixed random choice; None means all.
-    """
-
-    batch_size: int = Field(256, gt=0)
-    draws: int = Field(10, gt=0)
-    limit: int | None = Field(None, gt=0)
-
-
-class AugmentConfig(_Strict):
-    """Random crop after zero padding by ``crop`` pixels, and horizontal flip."""
-
-    crop: int = Field(0, ge=0)
-    flip: bool = False
-
-
-class StageConfig(_Strict):
-    """One stage of training.
-
-    Attributes:
-        epochs: passes over the training part.
-        batch_size: images per step.
-        optimizer, schedule: plug-ins.
-        augment: what happens to the images first.
-        selection: ``best`` keeps the epoch with the best validation accuracy of the deployed network,
-            ``adversarial`` the one with the best validation accuracy under IFGSM-10 in the benchmark's
-            threat, ``last`` the last.
-        select_after: the first epoch (from 0, within the stage) that may be selected.
-        precision: ``bf16`` runs forward passes under bfloat16 autocast; judging is always float32.
-    """
-
-    epochs: int = Field(..., gt=0)
-    batch_size: int = Field(128, gt=0)
-    optimizer: Entry = Field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
-    schedule: Entry = Field(default_factory=lambda: {"name": "constant"})
-    augment: AugmentConfig = AugmentConfig()
-    selection: Literal["best", "adversarial", "last"] = "best"
-    select_after: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    @field_validator("optimizer", "schedule", mode="before")
-    @classmethod
-    def _bare_name(cls, entry: Any) -> Any:
-        return {"name": entry} if isinstance(entry, str) else entry
-
-
-class RunConfig(_Strict):
-    """One row of the benchmark: a network, its defenses, and what differs from the training defaults."""
-
-    model: str | Entry | None = None
-    defenses: list[str | Entry] = []
-    train: Entry = {}
-
-
-class PublishedConfig(_Strict):
-    """Published values: a CSV with a column ``run`` and columns named as in the leaderboard, or values."""
-
-    file: str | None = None
-    values: dict[str, dict[str, float]] = {}
-
-
-class BenchmarkConfig(_Strict):
-    """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them."""
-
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    source: str = ""
-    data: str | Entry
-    validation: int = Field(0, ge=0)
-    train_limit: int | None = Field(None, gt=0)
-    threat: ThreatConfig = ThreatConfig()
-    attacks: dict[str, str | Entry] = {}
-    evaluation: EvaluationConfig = EvaluationConfig()
-    seeds: list[int] = Field([0], min_length=1)
-    model: str | Entry | None = None
-    train: Entry
-    runs: dict[str, RunConfig] = Field(..., min_length=1)
-    published: PublishedConfig = PublishedConfig()
-
-    @field_validator("runs", mode="before")
-    @classmethod
-    def _runs(cls, runs: Any) -> Any:
-        # `natural:` with nothing behind it is a run without defenses.
-        return {k: {} if v is None else v for k, v in runs.items()} if isinstance(runs, dict) else runs
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError("expected different whole numbers >= 0")
-        return seeds
-
-
-class Resolved:
-    """Base of what a checked config turns into: plain frozen holders, see below."""
-
-
-class AttackPlan(Resolved):
-    """A labelled attack with its threat."""
-
-    def __init__(self, label: str, name: str, attack: Attack, threat: Threat) -> None:
-        self.label, self.name, self.attack, self.threat = label, name, attack, threat
-
-    def record(self) -> Entry:
-        """Everything that determines the attack's numbers, as plain values."""
-        return {"name": self.name, **settings_of(self.attack), "threat": settings_of(self.threat)}
-
-
-class StagePlan(Resolved):
-    """A stage with its optimiser and schedule built and the defenses that act in it."""
-
-    def __init__(self, config: StageConfig, optimiser: OptimiserSpec, schedule: ScheduleSpec) -> None:
-        self.config, self.optimiser, self.schedule = config, optimiser, schedule
-
-    def record(self) -> Entry:
-        """Everything that determines the stage's numbers, as plain values."""
-        c = self.config.model_dump()
-        c["optimizer"] = {"name": self.config.optimizer["name"], **settings_of(self.optimiser)}
-        c["schedule"] = {"name": self.config.schedule["name"], **settings_of(self.schedule)}
-        return c
-
-
-class DefensePlan(Resolved):
-    """A defense's entry, from which every run builds an instance of its own."""
-
-    def __init__(self, name: str, settings: Entry, stages: tuple[int, ...] | None) -> None:
-        self.name, self.settings, self.stages = name, settings, stages
-
-    def build(self) -> Defense:
-        """A fresh instance."""
-        return build(DEFENSES, {"name": self.name, **self.settings}, "defense", Defense)
-
-    def acts_in(self, stage: int) -> bool:
-        """Whether its training hooks run in this stage."""
-        return self.stages is None or stage in self.stages
-
-    def record(self) -> Entry:
-        """Everything that determines its numbers, as plain values."""
-        stages = list(self.stages) if self.stages is not None else None
-        return {"name": self.name, **settings_of(self.build()), "stages": stages}
-
-
-class RunPlan(Resolved):
-    """One row: label, network, defenses, stages."""
-
-    def __init__(
-        self,
-        label: str,
-        model_name: str,
-        model: ModelSpec,
-        defenses: list[DefensePlan],
-        stages: list[StagePlan],
-    ) -> None:
-        self.label, self.model_name, self.model = label, model_name, model
-        self.defenses, self.stages = defenses, stages
-
-    def record(self) -> Entry:
-        """Everything that determines the training's numbers but data and seed, as plain values."""
-        return {
-            "model": {"name": self.model_name, **settings_of(self.model)},
-            "defenses": [d.record() for d in self.defenses],
-            "stages": [s.record() for s in self.stages],
-        }
-
-
-class Plan(Resolved):
-    """A checked benchmark."""
-
-    def __init__(
-        self,
-        config: BenchmarkConfig,
-        dataset_name: str,
-        dataset: DatasetSpec,
-        attacks: list[AttackPlan],
-        runs: list[RunPlan],
-        published: dict[str, dict[str, float]],
-    ) -> None:
-        self.config, self.dataset_name, self.dataset = config, dataset_name, dataset
-        self.attacks, self.runs, self.published = attacks, runs, published
-        self.threat = config.threat.threat()
 
 
 class _Where:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import SampleRandom, Threat, is_stochastic, noise_from
-from robustbench_sparse.config import AttackPlan
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import read_json, write_atomically, write_json
+from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Show
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from robustbench_sparse import plugins
-from robustbench_sparse.config import Plan, RunPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.files import fill, load_weights, read_json, save_weights, write_atomically, write_json
+from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.sparsity import count_sparsity
 from robustbench_sparse.train import Trained, build_network
 

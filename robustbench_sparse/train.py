@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from attacks import IFGSM
 from attacks.base import GeneratorNoise, SampleRandom, Threat, noise_from
 from defenses.base import Defense, Make, Step
-from robustbench_sparse.config import RunPlan, StagePlan
 from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import write_atomically
 from robustbench_sparse.optim import Schedule
+from robustbench_sparse.plan import RunPlan, StagePlan
 from robustbench_sparse.progress import Show, Task
 from robustbench_sparse.sparsity import zero_shares
 from robustbench_sparse.streams import Streams, derive

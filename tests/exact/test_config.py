@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from robustbench_sparse.config import Plan, apply_set, load, merge, resolve
+from robustbench_sparse.config import apply_set, load, merge, resolve
 from robustbench_sparse.errors import UserError
+from robustbench_sparse.plan import Plan
 
 FILE = """\
 name: small

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from robustbench_sparse import benchmark, cli
+from robustbench_sparse import benchmark, cli, evaluation
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.leaderboard import fold
 from robustbench_sparse.listing import TABLES
@@ -236,7 +236,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return fold(seen["folder"])
 
     monkeypatch.setattr(benchmark, "run_benchmark", work)
-    monkeypatch.setattr(benchmark, "evaluate", work)
+    monkeypatch.setattr(evaluation, "evaluate", work)
     monkeypatch.delenv("RBS_DATA", raising=False)
     return seen
 

@@ -1,0 +1,109 @@
+"""A checked benchmark: every plug-in built, every default filled in, nothing left that could fail by a typo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attacks.base import Attack, Threat
+from defenses import DEFENSES
+from defenses.base import Defense
+from robustbench_sparse.data.base import DatasetSpec
+from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.optim import OptimiserSpec, ScheduleSpec
+from robustbench_sparse.plugins import build, settings_of
+from robustbench_sparse.schema import BenchmarkConfig, Entry, StageConfig
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """A labelled attack with its threat; ``name`` is its key in a config."""
+
+    label: str
+    name: str
+    attack: Attack
+    threat: Threat
+
+    def record(self) -> Entry:
+        """Everything that determines the attack's numbers, as plain values."""
+        return {"name": self.name, **settings_of(self.attack), "threat": settings_of(self.threat)}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage with its optimiser and schedule."""
+
+    config: StageConfig
+    optimiser: OptimiserSpec
+    schedule: ScheduleSpec
+
+    def record(self) -> Entry:
+        """Everything that determines the stage's numbers, as plain values."""
+        return {
+            **self.config.model_dump(),
+            "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimiser)},
+            "schedule": {"name": self.config.schedule["name"], **settings_of(self.schedule)},
+        }
+
+
+@dataclass(frozen=True)
+class DefensePlan:
+    """A defense's entry, from which every run builds an instance of its own.
+
+    Attributes:
+        name: its key in a config.
+        settings: as given there.
+        stages: the stages in which its training hooks run; None means all.
+    """
+
+    name: str
+    settings: Entry
+    stages: tuple[int, ...] | None
+
+    def build(self) -> Defense:
+        """A fresh instance."""
+        return build(DEFENSES, {"name": self.name, **self.settings}, "defense", Defense)
+
+    def acts_in(self, stage: int) -> bool:
+        """Whether its training hooks run in this stage."""
+        return self.stages is None or stage in self.stages
+
+    def record(self) -> Entry:
+        """Everything that determines its numbers, as plain values."""
+        stages = list(self.stages) if self.stages is not None else None
+        return {"name": self.name, **settings_of(self.build()), "stages": stages}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One row: label, network, defenses, stages."""
+
+    label: str
+    model_name: str
+    model: ModelSpec
+    defenses: list[DefensePlan]
+    stages: list[StagePlan]
+
+    def record(self) -> Entry:
+        """Everything that determines the training's numbers but data and seed, as plain values."""
+        return {
+            "model": {"name": self.model_name, **settings_of(self.model)},
+            "defenses": [d.record() for d in self.defenses],
+            "stages": [s.record() for s in self.stages],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The benchmark. ``published`` holds values by run and column."""
+
+    config: BenchmarkConfig
+    dataset_name: str
+    dataset: DatasetSpec
+    attacks: list[AttackPlan]
+    runs: list[RunPlan]
+    published: dict[str, dict[str, float]]
+
+    @property
+    def threat(self) -> Threat:
+        """The benchmark's threat, which attacks and defenses take over unless they say otherwise."""
+        return self.config.threat.threat()
