@@ -153,8 +153,8 @@ class Trainer:
             self.trained.selected = {}
         several = len(self.run.stages) > 1
         title = f"{self.label} train" + (f" {number + 1}/{len(self.run.stages)}" if several else "")
-        total, done = config.epochs * steps, start * steps
-        task = self.show.start(title, total * config.batch_size, "images", done * config.batch_size)
+        images = self.data.count("train")
+        task = self.show.start(title, config.epochs * images, "images", start * images)
         try:
             for epoch in range(start, config.epochs):
                 began = time.perf_counter()
