@@ -19,9 +19,9 @@ class CW(Attack):
     """Smallest adversarial perturbation: min size(d) + c * max(-margin(x + d), -kappa), searched over c.
 
     With an l2 threat, size(d) = ||d||_2^2 in the variable w, x + d = (tanh(w) + 1) / 2, and c is found by
-    bisection. With an l_inf threat, size(d) = sum_i max(|d_i| - tau, 0), x + d is clipped to [0, 1], and tau
-    shrinks by 0.9 with every success; after a failure it lies halfway between the smallest size known to do and
-    the largest tau known not to (the paper stops there). c grows by 10 as long as nothing is found.
+    bisection. With an l_inf threat, size(d) = sum_i max(|d_i| - tau, 0), x + d is clipped to [0, 1], and after a
+    success tau is 0.9 times the largest |d_i|; where that gains nothing, the paper stops, and here tau goes half
+    of the way back. c grows by 10 as long as nothing is found.
 
     The radius of the threat is not used: each image's candidate is the smallest perturbation found, inside the
     ball or not, and the clean image if there is none. Two things differ from the paper. The step size falls to
@@ -62,19 +62,19 @@ class CW(Attack):
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """The smallest adversarial found for each image, (B, C, H, W)."""
         goal, towards = self.aim(model, x, y, random, self.eot)
-        best = Best(x)
-        c, tau, too_small = x.new_full((len(x),), self.initial_c), x.new_ones(len(x)), x.new_zeros(len(x))
-        low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
+        best, c = Best(x), x.new_full((len(x),), self.initial_c)
+        low, high = torch.zeros_like(c), torch.full_like(c, math.inf)  # of c, for l2
+        tau, gain = torch.ones_like(c), torch.full_like(c, 0.1)  # for l_inf; gain: 1 - tau / max |d_i|
         for _ in range(self.search_steps):
-            before = -best.score  # the smallest size so far, inf where there is none
-            won = self._search(model, x, goal, towards, threat.norm, c, tau, random, best)
+            before = -best.score  # the smallest norm so far, inf where there is none
+            rate = before * (2 / math.sqrt(x[0].numel()) if threat.norm == "l2" else gain.clamp_min(0.05))
+            won = self._search(model, x, goal, towards, threat.norm, c, tau, rate, random, best)
             if threat.norm == "l2":
                 high, low = torch.where(won, c, high), torch.where(won, low, c)
                 c = torch.where(high.isfinite(), (low + high) / 2, 10 * c)
             else:
-                size = (-best.score).clamp_max(1)
-                too_small = torch.where(won & (size > 0.99 * before), tau, too_small)
-                tau = torch.where(won, torch.maximum(0.9 * size, (too_small + size) / 2), tau)
+                gain = torch.where(won & (-best.score > 0.99 * before), gain / 2, gain)
+                tau = torch.where(won, (1 - gain) * -best.score, tau)
                 c = torch.where(won, c, 10 * c)
         return best.result()
 
@@ -87,10 +87,14 @@ class CW(Attack):
         norm: Norm,
         c: Tensor,
         tau: Tensor,
+        rate: Tensor,
         random: SampleRandom,
         best: Best,
     ) -> Tensor:
-        """Descend from the clean images with one c and tau per image; whether each was fooled by kappa, (B,)."""
+        """Descend from the clean images; c, tau and the largest step size are given per image.
+
+        Returns whether each image was fooled by more than kappa, (B,).
+        """
         l2, margin = norm == "l2", loss_towards("margin", towards)
         everything = Threat(norm=norm, eps=math.inf)
         farthest = math.sqrt(x[0].numel()) if l2 else 1.0  # the largest size that fits into the box
@@ -98,8 +102,7 @@ class CW(Attack):
         def hinge(logits: Tensor, y: Tensor) -> Tensor:
             return (-margin(logits, y)).clamp_min(-self.kappa)
 
-        limit = -best.score * (2 / farthest if l2 else 0.1)
-        rate = limit.clamp_max(self.learning_rate or (0.1 if l2 else 0.02))
+        rate = rate.clamp_max(self.learning_rate or (0.1 if l2 else 0.02))
         rows, won = torch.arange(len(x), device=x.device), torch.zeros_like(best.fooled)
         w = torch.atanh(0.999 * (2 * x - 1)) if l2 else x
         adam, objective = Adam(w), torch.full_like(c, math.inf)

@@ -20,8 +20,8 @@ class CWPublished(Attack):
     """WEAK, only to repeat published tables: few small Adam steps on ||d||_2^2 + c * max(Z_y - Z_t, 0).
 
     Never report it alone; ``cw`` is the attack of the same name at its strength. What makes this one weak: a
-    single target class t, the runner-up on the clean image; one c, without a search; steps that add up to at most
-    about 0.03 per pixel and do not grow with the threat; no confidence, so that a candidate ends on the decision
+    single target class t, the runner-up on the clean image; one c, without a search; steps that add up to about
+    0.03 per pixel and do not grow with the threat; no confidence, so that a candidate ends on the decision
     boundary; and the point of smallest objective is kept, fooling or not. The published tables show it: accuracy
     under it lies above that under IFGSM. Neither the ball nor the box bounds the path; the result is clipped to
     the box.

@@ -11,12 +11,12 @@ from attacks import CW, FGSM, IFGSM, PGD, Attack, Threat
 from attacks.losses import margin
 
 ITERATIVE = [
-    IFGSM(steps=15),
-    IFGSM(steps=15, momentum=1.0),
-    IFGSM(steps=15, keep="last"),
-    PGD(steps=15),
-    PGD(steps=15, restarts=3, loss="margin"),
-    PGD(steps=15, keep="last"),
+    IFGSM(steps=15, step_size=0.1),
+    IFGSM(steps=15, step_size=0.1, momentum=1.0),
+    IFGSM(steps=15, step_size=0.1, keep="last"),
+    PGD(steps=15, step_size=0.1),
+    PGD(steps=15, step_size=0.1, restarts=3, loss="margin"),
+    PGD(steps=15, step_size=0.1, keep="last"),
 ]
 
 
@@ -36,8 +36,9 @@ def test_two_classes_reach_the_worst_case_of_the_ball(attack: Attack, norm: str)
     dual = dw.norm(dim=2) if norm == "l2" else dw.abs().sum(2)
     worst = (-gap + threat.eps * dual).gather(1, 1 - y[:, None])[:, 0]
     x_adv = attack(net, x, y, threat, streams(20))
-    # An l2 path closes in on the optimum (its sideways part shrinks by a factor each step), a corner is hit.
-    slack = 0.02 * threat.eps * dual.max() if norm == "l2" and not isinstance(attack, FGSM) else 1e-9
+    # A corner of the cube is hit exactly. On the sphere a step of eps/2 shrinks the part of d across the gradient
+    # by 1.5: 15 steps leave 0.0023 eps of it, and 1 - cos = 2.6e-6 of the gain is missing (more from far starts).
+    slack = 1e-4 * threat.eps * dual.max() if norm == "l2" else 1e-9
     assert (margin(net(x_adv), y) >= worst - slack).all()
     assert (margin(net(x_adv), y) <= worst + 1e-9).all()
     assert (threat.size(x_adv - x) - threat.eps).abs().max() < 1e-9
@@ -49,7 +50,7 @@ def test_l2_pgd_closes_in_on_the_worst_case_with_further_steps() -> None:
     w = weights(net)
     away = w[1 - y] - w[y]
     optimum = x + threat.eps * (away / away.norm(dim=1, keepdim=True)).view_as(x)
-    x_adv = PGD(steps=40, step_size=0.4)(net, x, y, threat, streams(20))
+    x_adv = PGD(steps=40, step_size=0.4, keep="last")(net, x, y, threat, streams(20))
     assert (x_adv - optimum).abs().max() < 1e-9
 
 
@@ -69,7 +70,12 @@ def test_targets_are_chosen_by_the_clean_logits_and_approached(target: str) -> N
     net, x = linear_net(5, 30), grey_images(20, 30)
     order = net(x).argsort(1, descending=True)
     y = order[:, 0]
-    expected = {"runner_up": order[:, 1], "least_likely": order[:, -1], "next": (y + 1) % 5, "given": order[:, 2]}
+    expected = {
+        "runner_up": order[:, 1],
+        "least_likely": order[:, -1],
+        "next": (y + 1) % 5,
+        "given": order[:, 2],
+    }
     goal = expected[target]
     threat, w = Threat(eps=0.05), weights(net)
     shown = goal if target == "given" else y
@@ -99,18 +105,19 @@ def test_random_targets_are_wrong_classes_fixed_by_the_image() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("classes", "pixels"), [(2, 27), (2, 192), (5, 27), (5, 192)])
 def test_cw_finds_the_smallest_perturbation(classes: int, pixels: int, norm: str) -> None:
+    """With several rivals a path may end at the boundary to the second nearest: the objective is not convex."""
     net, x = linear_net(classes, pixels), grey_images(40, pixels)
     y = net(x).argmax(1)
     exact = smallest_norm(net, x, y, norm)
-    # Within reach of [0.3, 0.7], and not nearer than the last digits of a decaying step size.
-    fair = (exact < 0.3) & (exact > (0.02 if norm == "l2" else 0.002))
-    assert fair.double().mean() > 0.6
     threat = Threat(norm=norm)
-    x_adv = CW()(net, x[fair], y[fair], threat, streams(int(fair.sum())))
-    ratio = threat.size(x_adv - x[fair]) / exact[fair]
-    assert (net(x_adv).argmax(1) != y[fair]).all()
+    x_adv = CW()(net, x, y, threat, streams(40))
+    ratio = threat.size(x_adv - x) / exact
+    assert (x_adv - 0.5).abs().max() < 0.5, "the box should not matter"
+    assert (net(x_adv).argmax(1) != y).all()
     assert ratio.min() > 1 - 1e-9
-    assert ratio.max() <= 1.05
+    assert ratio.median() <= 1.01
+    assert ratio.quantile(0.95) <= 1.05
+    assert ratio.max() <= (1.05 if classes == 2 else 1.1)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -121,12 +128,11 @@ def test_cw_finds_the_smallest_perturbation_at_the_edge_of_the_box(norm: str) ->
     x = (3 * torch.rand(40, 1, 8, 8, generator=g, dtype=torch.float64) - 1).clamp(0, 1)
     y = net(x).argmax(1)
     exact, free = smallest_norm_in_box(net, x, y, norm), smallest_norm(net, x, y, norm)
-    fair = exact > (0.1 if norm == "l2" else 0.01)
-    assert fair.double().mean() > 0.6
-    assert (exact / free)[fair].median() > 1.15, "the box should matter"
+    assert (exact / free).median() > 1.15, "the box should matter"
     threat = Threat(norm=norm)
-    x_adv = CW()(net, x[fair], y[fair], threat, streams(int(fair.sum())))
-    ratio = threat.size(x_adv - x[fair]) / exact[fair]
+    x_adv = CW()(net, x, y, threat, streams(40))
+    ratio = threat.size(x_adv - x) / exact
+    assert (net(x_adv).argmax(1) != y).all()
     assert ratio.min() > 1 - 1e-9
     assert ratio.max() <= 1.05
 
