@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def run_benchmark(
     _check_networks(runs, data)
 
     folder = Path(out) / plan.config.name
-    with locked(folder):
+    with locked(folder), cpu_threads(plan.config.threads):
         _write_manifest(folder, plan, dataset)
         for seed in plan.config.seeds:
             for run in runs:
@@ -96,6 +97,17 @@ def run_benchmark(
                 _evaluate(place, plan, run, data, dataset, show)
                 table = leaderboard.write(folder)
     return table
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use so many CPU threads for the length of a block; None leaves the number as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:

@@ -111,6 +111,7 @@ class BenchmarkConfig(_Strict):
     attacks: dict[str, str | Entry] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: list[int] = Field([0], min_length=1)
+    threads: int | None = Field(None, gt=0)
     model: str | Entry | None = None
     train: Entry
     runs: dict[str, RunConfig] = Field(..., min_length=1)
