@@ -1,4 +1,4 @@
-"""From a config to a leaderboard, and the same judge for a network that was not trained here."""
+"""From a config to a leaderboard: train what is missing, judge what is missing, fold the table."""
 
 from __future__ import annotations
 
