@@ -171,7 +171,12 @@ def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:
         for run in plan.runs
         for seed in plan.config.seeds
     ]
-    manifest = {
+    write_json(folder / "benchmark.json", manifest_of(plan, dataset, runs))
+
+
+def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the leaderboard is folded by: the attacks, the threat and the rows, ``run_id``, ``run``, ``seed`` each."""
+    return {
         "name": plan.config.name,
         "source": plan.config.source,
         "dataset": dataset.label,
@@ -181,7 +186,6 @@ def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:
         "runs": runs,
         "published": plan.published,
     }
-    write_json(folder / "benchmark.json", manifest)
 
 
 def _train(place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, show: Show) -> None:
@@ -201,7 +205,7 @@ def _evaluate(
     if training["status"] != "complete":
         show.note(f"{run.label}: {training['status']}: {training['reason']}")
         return
-    model = place.network(plan, run, dataset)
+    model = place.network(run, dataset)
     if not (place.path / "sparsity.json").exists():
         place.count(model, data.channels, data.size)
     c = plan.config.evaluation
@@ -214,6 +218,4 @@ def _evaluate(
         show,
         f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label,
     )
-    judge.clean()
-    for attack in plan.attacks:
-        judge.attack(attack)
+    judge.everything(plan.attacks)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from robustbench_sparse import leaderboard
-from robustbench_sparse.benchmark import choose_device, load_dataset, prepare_data
+from robustbench_sparse.benchmark import choose_device, load_dataset, manifest_of, prepare_data
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import Dataset
@@ -21,7 +21,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
-from robustbench_sparse.judge import Judge, Protocol, plain
+from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.plan import Plan
 from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
@@ -131,9 +131,7 @@ def evaluate(
             judge = Judge(
                 model, data, path / "outcomes", protocol, f"{identity}/{images.fingerprint}", show, name
             )
-            judge.clean()
-            for attack in plan.attacks:
-                judge.attack(attack)
+            judge.everything(plan.attacks)
             return leaderboard.write(folder)
 
 
@@ -177,7 +175,7 @@ def _from_run(
     training = place.training()
     if training is None or training["status"] != "complete":
         raise UserError(f"{path}: {'not trained to the end' if training is None else training['reason']}")
-    model = place.network(plan, plan.runs[0], own)
+    model = place.network(plan.runs[0], own)
     threat = record["threat"]
     return (
         model,
@@ -253,16 +251,7 @@ def _describe_foreign(
 ) -> None:
     """Write the files that make an evaluation look like a run, for the leaderboard."""
     threat = plan.config.threat.model_dump()
-    manifest = {
-        "name": "evaluation",
-        "source": "",
-        "dataset": images.label,
-        "attacks": [a.label for a in plan.attacks],
-        "settings": {a.label: plain(a.record()) for a in plan.attacks},
-        "threat": threat,
-        "runs": [{"run_id": run_id, "run": name, "seed": seed}],
-        "published": {},
-    }
+    manifest = manifest_of(plan, images, [{"run_id": run_id, "run": name, "seed": seed}])
     write_json(folder / "benchmark.json", _merged(folder, manifest))
     write_json(
         path / "run.json",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ class Judge:
             return self._attack_batch(plan, index, x, y, rows)
 
         return self._collect(plan.label, plan.record(), judge, plan.attack.bounded)
+
+    def everything(self, plans: Iterable[AttackPlan]) -> None:
+        """Judge the clean images and every attack; what is stored already is not judged again."""
+        self.clean()
+        for plan in plans:
+            self.attack(plan)
 
     # One batch ------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class RunFolder:
         )
         self.checkpoint.unlink(missing_ok=True)
 
-    def network(self, plan: Plan, run: RunPlan, dataset: Dataset) -> nn.Module:
+    def network(self, run: RunPlan, dataset: Dataset) -> nn.Module:
         """The deployed network, read back from its file, in eval mode on the CPU."""
         training = self.training()
         assert training is not None
