@@ -55,6 +55,14 @@ class Threat:
         flat = delta.flatten(1)
         return flat.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
 
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value each pixel may take, the box included; two tensors shaped like ``x``.
+
+        For l_inf they are the whole threat, and ``project`` is a clamp between them.
+        """
+        reach = self.eps if self.norm == "linf" else math.inf
+        return (x - reach).clamp_min(0), (x + reach).clamp_max(1)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bring ``x_adv`` into the ball around ``x`` and into [0, 1].
 
@@ -191,6 +199,16 @@ def noise_from(model: nn.Module, source: NoiseSource | None) -> Iterator[None]:
             m.noise_source = old
 
 
+def exact_of(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The network that a fast stand-in (its attribute ``exact``) was made from; None where nothing stands in.
+
+    A stand-in gives nearly the same logits and gradients. An attack climbs on it; where the last digits decide,
+    as on the decision boundary, it asks the network itself.
+    """
+    exact: Callable[[Tensor], Tensor] | None = getattr(model, "exact", None)
+    return exact
+
+
 def logits_of(model: nn.Module, x: Tensor, random: SampleRandom, draws: int = 1) -> Tensor:
     """Logits (B, K) of images (B, C, H, W): the mean over ``draws`` passes when the network is random."""
     if not is_stochastic(model):
@@ -220,17 +238,17 @@ def input_gradient(
         The gradient (B, C, H, W), the mean losses (B,) and the mean logits (B, K), all detached.
     """
     passes = eot if is_stochastic(model) else 1
-    grad, losses, logits = torch.zeros_like(x), x.new_zeros(x.shape[0]), None
+    total: tuple[Tensor, Tensor, Tensor] | None = None
     for _ in range(passes):
         point = x.detach().requires_grad_(True)
         with torch.enable_grad():
             out = logits_of(model, point, random)
             value = loss(out, y)
             (step,) = torch.autograd.grad(value.sum(), point)
-        grad, losses = grad + step, losses + value.detach()
-        logits = out.detach() if logits is None else logits + out.detach()
-    assert logits is not None
-    return grad / passes, losses / passes, logits / passes
+        now = (step, value.detach(), out.detach())
+        total = now if total is None else (total[0] + now[0], total[1] + now[1], total[2] + now[2])
+    assert total is not None
+    return total if passes == 1 else (total[0] / passes, total[1] / passes, total[2] / passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +320,11 @@ class Attack(ABC):
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ValueError when the attack cannot work in this threat; called when a config is read, too."""
+
+    @property
+    def passes(self) -> int:
+        """Gradient passes per image at most: steps x restarts x searches x eot, of those the attack has."""
+        return math.prod(int(getattr(self, n, 1) or 1) for n in ("steps", "restarts", "search_steps", "eot"))
 
     def aim(
         self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, eot: int = 1

@@ -9,8 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, Norm, SampleRandom, Threat, check, input_gradient, per_image
-from attacks.iterate import Adam, Best
+from attacks.base import (
+    Attack,
+    Norm,
+    SampleRandom,
+    Threat,
+    check,
+    exact_of,
+    input_gradient,
+    is_stochastic,
+    per_image,
+)
+from attacks.iterate import Adam, Best, stretch
 from attacks.losses import loss_towards
 
 
@@ -76,7 +86,11 @@ class CW(Attack):
                 gain = torch.where(won & (-best.score > 0.99 * before), gain / 2, gain)
                 tau = torch.where(won, (1 - gain) * -best.score, tau)
                 c = torch.where(won, c, 10 * c)
-        return best.result()
+        exact = exact_of(model)
+        if exact is None or is_stochastic(model):
+            return best.result()
+        margin = loss_towards("margin", towards)
+        return stretch(exact, x, best.result(), lambda z, y: margin(z, y) - self.kappa, goal)
 
     def _search(
         self,

@@ -11,7 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, SampleRandom, Threat, check, input_gradient, logits_of, per_image
+from attacks.base import (
+    Attack,
+    SampleRandom,
+    Threat,
+    check,
+    input_gradient,
+    is_stochastic,
+    logits_of,
+    per_image,
+)
 from attacks.iterate import Best, steepest
 from attacks.losses import LOSSES, LossName, loss_towards
 
@@ -32,7 +41,8 @@ class IFGSM(Attack):
         momentum: MI-FGSM's mu, the decay of the accumulated l1-normalised gradients; 0 uses the last gradient alone.
         keep: ``last`` returns the last point, as the papers do; ``best`` the point of the largest margin on the way,
             which fools the network if any point visited does (one more forward pass).
-        early_stop: an image leaves the batch at the first point that fools; needs ``keep: best``.
+        early_stop: an image leaves the batch at the first point that fools; needs ``keep: best``. None stops wherever
+            the verdict stays the same, which is with ``keep: best`` on a network that is not random.
     """
 
     steps: int = 20
@@ -41,7 +51,7 @@ class IFGSM(Attack):
     eot: int = 1
     momentum: float = 0.0
     keep: Literal["best", "last"] = "best"
-    early_stop: bool = False
+    early_stop: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,13 +63,19 @@ class IFGSM(Attack):
         check(0 <= self.momentum < math.inf, "momentum", "a finite number >= 0", self.momentum)
         check(self.keep in ("best", "last"), "keep", "best or last", self.keep)
         early = self.early_stop
-        check(self.keep == "best" or not early, "early_stop", "false with keep: last", early)
+        check(self.keep == "best" or not early, "early_stop", "false or null with keep: last", early)
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ValueError when the threat leaves a step without a length."""
         alpha = self.step_size
         known = alpha is not None or math.isfinite(threat.eps)
         check(known, "step_size", "a number, as 2.5 * eps / steps needs a finite eps", alpha)
+
+    def stops(self, model: nn.Module) -> bool:
+        """Whether an image leaves at its first success: never on a random network unless asked for."""
+        if self.early_stop is None:
+            return self.keep == "best" and not is_stochastic(model)
+        return self.early_stop
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """Return a candidate (B, C, H, W) per image."""
@@ -92,15 +108,15 @@ class IFGSM(Attack):
         """
         loss, margin = loss_towards(self.loss, towards), loss_towards("margin", towards)
         alpha = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
-        direction = torch.zeros_like(x)
+        stops, direction, bounds = self.stops(model), torch.zeros_like(x), threat.bounds(x)
         for _ in range(self.steps):
             grad, _, logits = input_gradient(model, x_adv, goal, loss, random, self.eot)
             if self.keep == "best":
                 best.update(rows, x_adv, margin(logits, goal))
-            if self.early_stop:
+            if stops and bool(best.fooled[rows].any()):
                 stay = ~best.fooled[rows]
                 x, goal, x_adv, grad, direction = (t[stay] for t in (x, goal, x_adv, grad, direction))
-                rows, random = rows[stay], random.subset(stay)
+                rows, random, bounds = rows[stay], random.subset(stay), threat.bounds(x)
                 if len(rows) == 0:
                     return x_adv
             if self.momentum:
@@ -108,7 +124,9 @@ class IFGSM(Attack):
                 direction = self.momentum * direction + grad / per_image(length, grad)
             else:
                 direction = grad
-            x_adv = threat.project(x_adv + alpha * steepest(direction, threat.norm), x)
+            x_adv = x_adv + alpha * steepest(direction, threat.norm)
+            # The same numbers as project()'s, without making the bounds anew at every step.
+            x_adv = x_adv.clamp(*bounds) if threat.norm == "linf" else threat.project(x_adv, x)
         if self.keep == "best":
             with torch.no_grad():
                 logits = logits_of(model, x_adv, random, self.eot)

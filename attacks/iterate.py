@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from attacks.base import Norm, SampleRandom, Threat, per_image
+from attacks.base import Loss, Norm, SampleRandom, Threat, per_image
 
 
 def steepest(direction: Tensor, norm: Norm) -> Tensor:
@@ -76,6 +77,36 @@ class Best:
     def result(self) -> Tensor:
         """One candidate per image, (B, C, H, W)."""
         return torch.where(per_image(self._broken & ~self.fooled, self.point), self._broken_point, self.point)
+
+
+STRETCHES = (1.0, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2)
+
+
+def stretch(exact: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, fools: Loss, y: Tensor) -> Tensor:
+    """Follow each perturbation a little further, to the first point that fools the network itself.
+
+    An attack that stops on the decision boundary of a stand-in may stop just before that of the network.
+
+    Args:
+        exact: the network; deterministic.
+        x: clean images (B, C, H, W).
+        x_adv: the points found, (B, C, H, W).
+        fools: maps logits and ``y`` to a value > 0 where the network is fooled, (B,).
+        y: labels (B,).
+
+    Returns:
+        x + t (x_adv - x), in [0, 1], with the smallest t of 1 to 1.2 that fools; ``x_adv`` where none does.
+    """
+    result, rows = x_adv.clone(), torch.arange(len(x), device=x.device)
+    for t in STRETCHES:
+        point = (x[rows] + t * (x_adv[rows] - x[rows])).clamp(0, 1) if t > 1 else x_adv[rows]
+        with torch.no_grad():
+            hit = fools(exact(point), y[rows]) > 0
+        result[rows[hit]] = point[hit]
+        rows = rows[~hit]
+        if len(rows) == 0:
+            break
+    return result
 
 
 class Adam:

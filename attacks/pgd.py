@@ -45,10 +45,10 @@ class PGD(IFGSM):
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """Return a candidate (B, C, H, W) per image."""
         goal, towards = self.aim(model, x, y, random, self.eot)
-        best, last = Best(x), x
+        best, last, stops = Best(x), x, self.stops(model)
         rows = torch.arange(x.shape[0], device=x.device)
         for _ in range(self.restarts):
-            if self.early_stop:
+            if stops:
                 rows = (~best.fooled).nonzero().flatten()
             if len(rows) == 0:
                 break

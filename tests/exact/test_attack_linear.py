@@ -11,11 +11,11 @@ from attacks import CW, FGSM, IFGSM, PGD, Attack, Threat
 from attacks.losses import margin
 
 ITERATIVE = [
-    IFGSM(steps=15, step_size=0.1),
-    IFGSM(steps=15, step_size=0.1, momentum=1.0),
+    IFGSM(steps=15, step_size=0.1, early_stop=False),
+    IFGSM(steps=15, step_size=0.1, momentum=1.0, early_stop=False),
     IFGSM(steps=15, step_size=0.1, keep="last"),
-    PGD(steps=15, step_size=0.1),
-    PGD(steps=15, step_size=0.1, restarts=3, loss="margin"),
+    PGD(steps=15, step_size=0.1, early_stop=False),
+    PGD(steps=15, step_size=0.1, restarts=3, loss="margin", early_stop=False),
     PGD(steps=15, step_size=0.1, keep="last"),
 ]
 
@@ -54,7 +54,9 @@ def test_l2_pgd_closes_in_on_the_worst_case_with_further_steps() -> None:
     assert (x_adv - optimum).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("attack", [FGSM(), IFGSM(), PGD()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "attack", [FGSM(), IFGSM(early_stop=False), PGD(early_stop=False)], ids=lambda a: type(a).__name__
+)
 def test_linf_optimum_is_cut_off_by_the_box(attack: Attack) -> None:
     net = linear_net(2, 30)
     x = torch.rand(20, 1, 1, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -81,7 +81,7 @@ def test_best_point_fools_wherever_one_on_the_path_does(threat: Threat) -> None:
     net, x, y = digits_net()
     seen: list[Tensor] = []
     handle = net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    best = IFGSM(steps=6, step_size=3 * threat.eps)(net, x, y, threat, streams(len(x)))
+    best = IFGSM(steps=6, step_size=3 * threat.eps, early_stop=False)(net, x, y, threat, streams(len(x)))
     handle.remove()
     assert len(seen) == 7
     margins = torch.stack([margin(net(point), y) for point in seen])
@@ -108,9 +108,9 @@ def test_early_stop_fools_the_same_images_with_fewer_passes(extra: dict[str, flo
     shown: list[int] = []
     handle = net.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
     threat = Threat(eps=0.1)
-    full = PGD(**extra)(net, x, y, threat, streams(len(x)))
+    full = PGD(early_stop=False, **extra)(net, x, y, threat, streams(len(x)))
     passes, shown[:] = sum(shown), []
-    early = PGD(early_stop=True, **extra)(net, x, y, threat, streams(len(x)))
+    early = PGD(**extra)(net, x, y, threat, streams(len(x)))
     handle.remove()
     assert torch.equal(fooled(net, full, y), fooled(net, early, y))
     assert sum(shown) < 0.8 * passes
