@@ -46,6 +46,8 @@ class Step:
         steps_per_epoch: minibatches of one epoch.
         x: the minibatch of images trained on, (B, C, H, W) in [0, 1]; y: its labels, (B,).
         lr: learning rate of the current step.
+        fast: makes a copy of the network as it is now, in eval mode, that is quick to attack and has gradients for
+            its input only; None where the network itself is as quick.
         train_accuracy: share of the epoch's training images classified right, in [0, 1]; from ``end_epoch``
             on.
         val_accuracy: the same on the validation part, with the deployed network.
@@ -64,6 +66,7 @@ class Step:
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     lr: float = 0.0
+    fast: Callable[[], nn.Module] | None = None
     train_accuracy: float = float("nan")
     val_accuracy: float = float("nan")
 
@@ -76,6 +79,11 @@ class Defense:
     """
 
     memory: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    @property
+    def passes(self) -> int:
+        """Gradient passes that ``perturb`` sends every minibatch through."""
+        return 0
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError when this defense cannot work on such a network (weights may be on "meta")."""

@@ -62,6 +62,11 @@ class PGDAT(Defense):
             keep="last",
         )
 
+    @property
+    def passes(self) -> int:
+        """Gradient passes per minibatch."""
+        return 0 if self.eps == 0 else self.attack().passes
+
     def threat(self, benchmark: Threat) -> Threat:
         """The ball trained against: the benchmark's where a setting is None."""
         norm = benchmark.norm if self.norm is None else self.norm
@@ -76,9 +81,13 @@ class PGDAT(Defense):
         threat = self.threat(s.threat)
         if threat.eps == 0:
             return s.x
+        # run() and not the call: its checks read values back from the device, which would wait for it.
+        attack, random = self.attack().run, BatchRandom(s.generator, len(s.x))
+        if s.fast is not None and not self.batch_statistics:
+            return attack(s.fast(), s.x, s.y, threat, random).detach()
         statistics = _batch_statistics if self.batch_statistics else frozen_statistics
         with statistics(s.model):
-            return self.attack()(s.model, s.x, s.y, threat, BatchRandom(s.generator, len(s.x)))
+            return attack(s.model, s.x, s.y, threat, random).detach()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from robustbench_sparse.judge import Judge, Protocol, plain
 from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.runs import RunFolder, locate
+from robustbench_sparse.sparsity import count_macs
+from robustbench_sparse.speed import Speed, for_attacks, recorded
 from robustbench_sparse.streams import derive
 from robustbench_sparse.train import Trainer, build_network, on_device
 
@@ -208,14 +211,63 @@ def _evaluate(
     model = place.network(run, dataset)
     if not (place.path / "sparsity.json").exists():
         place.count(model, data.channels, data.size)
-    c = plan.config.evaluation
-    judge = Judge(
+    judge_network(
         on_device(model, data.device),
+        plan,
         data,
-        place.outcomes,
-        Protocol(seed=derive(place.seed, "evaluation"), batch_size=c.batch_size, draws=c.draws),
+        place.path,
+        place.seed,
         f"{training['weights_sha256']}/{dataset.fingerprint}",
         show,
         f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label,
     )
+
+
+def judge_network(
+    model: nn.Module,
+    plan: Plan,
+    data: PreparedData,
+    folder: Path,
+    seed: int,
+    identity: str,
+    show: Show,
+    title: str,
+) -> None:
+    """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
+
+    Args:
+        model: the network in eval mode, on the data's device.
+        plan: holds the attacks and how to judge.
+        data: holds the test images.
+        folder: the run's.
+        seed: the run's.
+        identity: names the weights and the data set.
+        show, title: where progress goes, and under which name.
+    """
+    c = plan.config.evaluation
+    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
+
+    def choose() -> Speed:
+        passes = sum(a.attack.passes for a in plan.attacks)
+        work = 2.0 * passes * data.count("test") * count_macs(model, data.channels, data.size)
+        size = None if c.batch_size == "auto" else c.batch_size
+        return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
+
+    asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
+    speed = recorded(folder / "speed.json", asked, choose)
+    protocol = Protocol(
+        seed=derive(seed, "evaluation"),
+        batch_size=speed.batch_size,
+        draws=c.draws,
+        precision=speed.precision,
+    )
+    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
+    if judge.all_done(plan.attacks):
+        return
+    stand_in, note = speed.stand_in(model, x[: speed.batch_size])
+    if note:
+        show.note(f"{title}: {note}")
+    if stand_in is None:
+        protocol = replace(protocol, precision="fp32")
+    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
     judge.everything(plan.attacks)

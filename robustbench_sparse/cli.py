@@ -47,6 +47,15 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one config key; may be repeated."),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, fp32 or bf16, for training and attacks; verdicts are always float32.", show_default=False
+    ),
+]
+Compile = Annotated[
+    str | None, typer.Option(help="auto, on or off: torch.compile for both.", show_default=False)
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge only so many test images.")]
 Format = Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -107,6 +116,8 @@ def run(
     device: Device = "auto",
     data_root: DataRoot = None,
     limit: Limit = None,
+    precision: Precision = None,
+    compile: Compile = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
@@ -121,6 +132,7 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
       robustbench-sparse run configs/quickstart.yaml --set train.epochs=2
       robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
+      robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
     """
     from robustbench_sparse.benchmark import run_benchmark
 
@@ -130,7 +142,7 @@ def run(
         table = run_benchmark(
             config,
             out=out,
-            changes=changes or [],
+            changes=[*(changes or []), *_speed(precision, compile, ("train", "evaluation"))],
             only=labels,
             seeds=chosen,
             device=device,
@@ -163,6 +175,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     limit: Limit = None,
     device: Device = "auto",
+    precision: Precision = None,
+    compile: Compile = None,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Keep all outcomes in this folder.")] = None,
     form: Format = "table",
@@ -202,7 +216,7 @@ def evaluate(
             device=device,
             data_root=data_root,
             out=out,
-            changes=changes or [],
+            changes=[*(changes or []), *_speed(precision, compile, ("evaluation",))],
             show=show,
         )
     _print([table], form)
@@ -295,6 +309,12 @@ def _numbers(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts):
         raise UserError(f"--seeds: expected whole numbers such as 0,1,2, got {text!r}")
     return [int(part) for part in parts]
+
+
+def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -> list[str]:
+    """The options as changes of a config; its schema knows which values there are."""
+    options = {"precision": precision, "compile": compile}
+    return [f"{part}.{k}={v}" for part in parts for k, v in options.items() if v is not None]
 
 
 def _radius(text: str) -> float:

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from robustbench_sparse import leaderboard
-from robustbench_sparse.benchmark import choose_device, load_dataset, manifest_of, prepare_data
+from robustbench_sparse.benchmark import (
+    choose_device,
+    judge_network,
+    load_dataset,
+    manifest_of,
+    prepare_data,
+)
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import Dataset
@@ -21,13 +27,11 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
-from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.plan import Plan
 from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.runs import RunFolder, sha256
 from robustbench_sparse.sparsity import count_sparsity
-from robustbench_sparse.streams import derive
 
 # The attacks `--suite standard` stands for; every one stays inside the threat.
 SUITES: dict[str, dict[str, dict[str, Any]]] = {
@@ -126,12 +130,7 @@ def evaluate(
             path = folder / "runs" / run_id
             _describe_foreign(folder, path, run_id, name, plan, images, seed, chosen)
             write_json(path / "sparsity.json", count_sparsity(model, data.channels, data.size))
-            c = plan.config.evaluation
-            protocol = Protocol(seed=derive(seed, "evaluation"), batch_size=c.batch_size, draws=c.draws)
-            judge = Judge(
-                model, data, path / "outcomes", protocol, f"{identity}/{images.fingerprint}", show, name
-            )
-            judge.everything(plan.attacks)
+            judge_network(model, plan, data, path, seed, f"{identity}/{images.fingerprint}", show, name)
             return leaderboard.write(folder)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -37,12 +37,18 @@ class EvaluationConfig(_Strict):
     """How networks are judged.
 
     Attributes:
-        batch_size: images attacked at once.
+        batch_size: images attacked at once; ``auto`` is chosen by measurement.
+        precision: of the copy that attacks climb on. Whatever is found in ``bf16`` is judged in float32 on the
+            network itself, and attacked again there where it does not hold. ``auto`` takes what is measured to be
+            faster.
+        compile: whether that copy is compiled; ``auto`` where it is measured to be faster and the work is worth it.
         draws: fresh passes that a random network's verdict on an image is averaged over.
         limit: judge only so many test images, a fixed random choice; None means all.
     """
 
-    batch_size: int = Field(256, gt=0)
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     draws: int = Field(10, gt=0)
     limit: int | None = Field(None, gt=0)
 
@@ -66,7 +72,9 @@ class StageConfig(_Strict):
             ``adversarial`` the one with the best validation accuracy under IFGSM-10 in the benchmark's
             threat, ``last`` the last.
         select_after: the first epoch (from 0, within the stage) that may be selected.
-        precision: ``bf16`` runs forward passes under bfloat16 autocast; judging is always float32.
+        precision: ``bf16`` runs forward passes, and attacks in training, under bfloat16 autocast; judging is always
+            float32. ``auto`` takes what is measured to be faster; ``fp32`` where the work is small.
+        compile: whether they are compiled; ``auto`` where it is measured to be faster and the work is worth it.
     """
 
     epochs: int = Field(..., gt=0)
@@ -76,7 +84,8 @@ class StageConfig(_Strict):
     augment: AugmentConfig = AugmentConfig()
     selection: Literal["best", "adversarial", "last"] = "best"
     select_after: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

@@ -21,11 +21,13 @@ from defenses.base import Defense, Make, Step
 from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.fast import FastNetwork, FastTraining
 from robustbench_sparse.files import write_atomically
 from robustbench_sparse.optim import Schedule
 from robustbench_sparse.plan import RunPlan, StagePlan
 from robustbench_sparse.progress import Show, Task
-from robustbench_sparse.sparsity import zero_shares
+from robustbench_sparse.sparsity import count_macs, zero_shares
+from robustbench_sparse.speed import Speed, for_training, recorded
 from robustbench_sparse.streams import Streams, derive
 
 VALIDATION_ATTACK = IFGSM(steps=10, keep="last")
@@ -118,6 +120,11 @@ class Trainer:
         model = build_network(run, self.defenses, data.channels, data.size, data.classes, seed)
         self.model = on_device(model, data.device)
         self.trained = Trained()
+        self.speed = Speed()
+        self._forward = FastTraining(self.model, precision="fp32", compile=False)
+        self._sample = data.images("train", 1, torch.Generator())
+        self._fast: FastNetwork | None = None
+        self._validated: FastNetwork | None = None
         self.s = Step(self.model, None, threat, self.streams.get("data"), data.images)
 
     # One epoch after another ---------------------------------------------------------------------------
@@ -151,6 +158,7 @@ class Trainer:
             start = int(resumed["epoch"]) + 1
         else:
             self.trained.selected = {}
+        self._choose_speed(number, stage)
         several = len(self.run.stages) > 1
         title = f"{self.label} train" + (f" {number + 1}/{len(self.run.stages)}" if several else "")
         images = self.data.count("train")
@@ -181,7 +189,7 @@ class Trainer:
         stream = self.streams.get("data")
         for x, y in self.data.batches(stream, config.batch_size):
             s.x, s.y = augment(x, self.streams.get("augment")), y
-            loss, logits = self._step(stage, optimizer)
+            loss, logits = self._step(optimizer)
             schedule.after_step()
             loss_sum += loss * len(y)
             right += (logits.argmax(1) == y).sum()
@@ -215,14 +223,14 @@ class Trainer:
                 row |= {f"{name}.{key}": float(value) for key, value in defense.end_epoch(s).items()}
         return row
 
-    def _step(self, stage: StagePlan, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+    def _step(self, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
         s = self.s
         s.lr = float(optimizer.param_groups[0]["lr"])
-        with self._precision(stage):
+        with self._precision():
             for defense in self._acting():
                 s.x = defense.perturb(s)
-            logits = self.model(s.x)
-            loss = F.cross_entropy(logits, s.y)
+        logits = self._forward(s.x)
+        loss = F.cross_entropy(logits, s.y)
         for defense in self._acting():
             penalty = defense.penalty(s)
             if penalty is not None:
@@ -251,10 +259,47 @@ class Trainer:
     def _acting(self) -> Iterator[Defense]:
         return (defense for _, defense in self._named_acting())
 
-    def _precision(self, stage: StagePlan) -> AbstractContextManager[Any]:
-        if stage.config.precision == "fp32":
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.speed.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.data.device.type, dtype=torch.bfloat16)
+
+    def _choose_speed(self, number: int, stage: StagePlan) -> None:
+        """Precision and compilation of a stage: as its folder records them, else as asked for or measured."""
+        data, config = self.data, stage.config
+        size = min(config.batch_size, data.count("train"))
+        x = data.gather("train", torch.arange(size))[0]
+        passes = sum(d.passes for d in self._acting())
+
+        def choose() -> Speed:
+            images = config.epochs * data.count("train")
+            macs = count_macs(self.model, data.channels, data.size)
+            work = (
+                images * macs * (3 + 2 * passes)
+            )  # backward costs twice the forward pass, half with fixed weights
+            return for_training(
+                self.model, x, work, passes, precision=config.precision, compile=config.compile
+            )
+
+        self.speed = recorded(self.checkpoint.parent / "speed.json", f"training {number}", choose)
+        precision, compile = self.speed.precision, self.speed.compile
+        self._forward = FastTraining(self.model, precision=precision, compile=compile)
+        self._forward.warm_up(x)
+        self._sample = x  # compiled code is made for batches of this size, though it works for all
+        self._fast = self._validated = None
+        plain = precision == "fp32" and not compile
+        self.s.fast = None if plain else self._current
+
+    def _current(self) -> nn.Module:
+        """The network as it is now, quick to attack."""
+        if self._fast is None:
+            self._fast = self._quick(self.model)
+        return self._fast.refresh()
+
+    def _quick(self, model: nn.Module) -> FastNetwork:
+        fast = FastNetwork(model, precision=self.speed.precision, compile=self.speed.compile)
+        fast.warm_up(self._sample)
+        return fast
 
     def deployed(self) -> nn.Module:
         """A copy of the network as it would be judged now, in eval mode."""
@@ -271,9 +316,14 @@ class Trainer:
         """Share of the validation part classified right, clean or under the validation attack."""
         noise = self.streams.get("validation")
         right = 0
+        attacked = model
+        if threat is not None and self.s.fast is not None:
+            if self._validated is None:
+                self._validated = self._quick(model)
+            attacked = self._validated.refresh(model)
         for x, y, _ in self.data.ordered("val", _EVALUATION_BATCH):
             if threat is not None:
-                x = VALIDATION_ATTACK(model, x, y, threat, SampleRandom.spawn(noise, len(y)))
+                x = VALIDATION_ATTACK(attacked, x, y, threat, SampleRandom.spawn(noise, len(y)))
             with torch.no_grad(), noise_from(model, GeneratorNoise(noise)):
                 right += int((model(x).argmax(1) == y).sum())
         return right / self.data.count("val")
