@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: quickstart test check format lint types clean help
+.PHONY: quickstart test bench scaling check format lint types clean help
 
 help:
 	@echo "make quickstart  train and attack six networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
+	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
+	@echo "make scaling     measure the tables of docs/scaling.md anew"
 	@echo "make check       format, lint, types and tests: what CI runs"
 	@echo "make format      rewrite the code in the project's format"
 
@@ -17,11 +20,21 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	@touch $(STAMP)
 
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[bench]'
+	@touch $(BENCH_STAMP)
+
 quickstart: $(STAMP)
 	$(BIN)/robustbench-sparse run configs/quickstart.yaml --out results
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks $(OPTIONS)
+
+scaling: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks.scaling $(OPTIONS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

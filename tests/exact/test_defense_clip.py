@@ -236,19 +236,43 @@ def test_batches_with_too_large_a_term_are_left_out_and_counted() -> None:
     model = mlp(6, 20, 3)
     with torch.no_grad():
         model[2].weight.mul_(1e6)
-    for clip in (CLIP(lam=1.0, pairs=5), CLIP(lam=1.0, pairs=5, reduction="mean", cheap=True)):
+    for reduction in ("max", "max_squared", "mean"):
+        clip = CLIP(lam=1.0, pairs=5, reduction=reduction)  # type: ignore[arg-type]
         s = step(model, draw(0, 30, 6))
         clip.begin(s)
-        assert clip.penalty(s) is None
-        assert clip.penalty(s) is None
-        clip.before_step(s)
+        for _ in range(2):
+            value = term(clip, s)
+            assert value == 0
+            grads = torch.autograd.grad(value, list(model.parameters()))
+            assert all(g.count_nonzero() == 0 for g in grads)
         assert clip.end_epoch(s)["skipped"] == 2
-    with torch.no_grad():
-        model[2].weight.fill_(math.nan)
-    assert CLIP(lam=1.0, pairs=5).memory == {}
-    clip = CLIP(lam=1.0, pairs=5)
+    clip = CLIP(lam=1.0, pairs=5, reduction="mean", cheap=True)
     clip.begin(s)
     assert clip.penalty(s) is None
+    assert clip.penalty(s) is None
+    clip.before_step(s)
+    assert clip.end_epoch(s)["skipped"] == 2
+
+
+def test_a_pair_that_overflows_leaves_the_gradients_of_the_loss_alone() -> None:
+    model = mlp(6, 20, 3)
+    clip = CLIP(lam=1.0, pairs=5)
+    s = step(model, draw(0, 30, 6))
+    clip.begin(s)
+    term(clip, s)
+    clip.memory["first"][2] = torch.finfo(torch.float32).max
+    loss = model(draw(1, 4, 6)).square().sum()
+    alone = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    value = term(clip, s)
+    assert value == 0
+    assert clip.memory["lipschitz"].isnan()
+    both = torch.autograd.grad(loss + value, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    assert clip.end_epoch(s)["skipped"] == 1
+    with torch.no_grad():
+        model[2].weight.fill_(math.nan)
+    clip.begin(s)
+    assert term(clip, s) == 0
 
 
 class Block(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, SampleRandom, Threat, is_stochastic, noise_from
 from defenses import EnResNet, Ensemble, Step
-from defenses.enresnet import Noise, NoisyBlock
+from defenses.draws import BatchRandom
+from defenses.enresnet import Noise, NoisyBlock, _moments
 
 
 class Block(nn.Module):
@@ -103,6 +104,57 @@ def test_gradient_passes_through_the_std() -> None:
     noise.noise_source = Fixed()
     x = images(2).double().requires_grad_(True)
     assert torch.autograd.gradcheck(noise, (x,))
+
+
+@pytest.mark.parametrize("scale", ["sample", "batch"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_noise_and_its_gradients_are_those_of_the_formula(scale: str, channels_last: bool) -> None:
+    x = images(3).double()
+    x = (x.to(memory_format=torch.channels_last) if channels_last else x).requires_grad_(True)
+    noise = Noise(0.5, scale)  # type: ignore[arg-type]
+    noise.noise_source = Fixed()
+    over = (1, 2, 3) if scale == "sample" else (0, 1, 2, 3)
+    out, by_hand = noise(x), x + 0.5 * x.var(over, keepdim=True).sqrt() * Fixed().normal(x)
+    torch.testing.assert_close(out, by_hand)
+    assert out.stride() == x.stride()
+    (got,), (wanted,) = (torch.autograd.grad(t.pow(3).sum(), x, create_graph=True) for t in (out, by_hand))
+    torch.testing.assert_close(got, wanted)
+    got, wanted = (torch.autograd.grad(g.square().sum(), x)[0] for g in (got, wanted))
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", ["sample", "batch"])
+def test_std_stands_a_large_mean_and_low_precision(dtype: torch.dtype, scale: str) -> None:
+    x = torch.randn(4, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = (x + (1e4 if dtype == torch.float32 else 8)).to(dtype).to(memory_format=torch.channels_last)
+    mean, std = _moments(x, scale)  # type: ignore[arg-type]
+    over = (1, 2, 3) if scale == "sample" else (0, 1, 2, 3)
+    assert mean.dtype == std.dtype == torch.float32
+    torch.testing.assert_close(std, x.double().std(over, keepdim=True).float(), rtol=3e-5, atol=0)
+    torch.testing.assert_close(mean, x.double().mean(over, keepdim=True).float(), rtol=1e-6, atol=0)
+    slow = _moments(x, scale, differentiable=True)  # type: ignore[arg-type]
+    torch.testing.assert_close((mean, std), slow, rtol=3e-5, atol=0)
+    assert Noise(0.1, scale)(x).dtype == dtype  # type: ignore[arg-type]
+
+
+def test_training_noise_lies_in_memory_as_what_it_is_added_to() -> None:
+    for format in (torch.contiguous_format, torch.channels_last):
+        like = torch.empty(2, 3, 4, 5, dtype=torch.bfloat16).to(memory_format=format)
+        drawn = BatchRandom(torch.Generator().manual_seed(3)).normal(like)
+        assert (drawn.dtype, drawn.stride()) == (like.dtype, like.stride())
+        in_order = drawn.permute(0, 2, 3, 1) if format == torch.channels_last else drawn
+        row = torch.empty(120).normal_(generator=torch.Generator().manual_seed(3))
+        assert torch.equal(in_order.flatten(), row.bfloat16())
+
+
+def test_an_images_own_noise_does_not_depend_on_memory_layout() -> None:
+    x, noise = images(3), Noise(0.5, "sample")
+    outs = []
+    for format in (torch.contiguous_format, torch.channels_last):
+        noise.noise_source = SampleRandom.spawn(torch.Generator().manual_seed(9), 3)
+        outs.append(noise(x.to(memory_format=format)))
+    torch.testing.assert_close(outs[0], outs[1])
 
 
 def test_every_residual_block_is_followed_by_noise() -> None:

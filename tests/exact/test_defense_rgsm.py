@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.base import Threat
-from defenses import RGSM, Step
+from defenses import REGULARISERS, RGSM, Step
 
 
 def step(model: nn.Module, lr: float = 0.1) -> Step:
@@ -220,3 +220,37 @@ def test_limit_condition_of_the_thresholds() -> None:
         rgsm = RGSM(lam=lam, beta=1.0, regulariser=regulariser)  # type: ignore[arg-type]
         assert rgsm.prox(at).count_nonzero() == 0
         assert rgsm.prox(above).count_nonzero() == 2
+
+
+@pytest.mark.parametrize("keep_one", [False, True])
+@pytest.mark.parametrize("regulariser", ["group_lasso", "group_l0"])
+def test_all_layers_at_once_are_the_layers_one_by_one(regulariser: str, keep_one: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3), nn.Conv2d(5, 2, 1))
+    model = model.to(memory_format=torch.channels_last)
+    rgsm = RGSM(lam=0.6, beta=1.0, regulariser=regulariser, keep_one=keep_one)  # type: ignore[arg-type]
+    s = step(model)
+    rgsm.begin(s)
+    with torch.no_grad():
+        model[1].weight[:, 4].mul_(9)
+        rgsm.after_step(s)
+    for i in range(3):
+        w, u = model[i].weight.detach(), rgsm.memory["u"][f"{i}.weight"]
+        alone = REGULARISERS[regulariser]().prox(w, 0.6)
+        if keep_one and not alone.any():
+            largest = int(w.square().sum((0, 2, 3)).argmax())
+            alone[:, largest] = w[:, largest]
+        assert torch.equal(u, alone)
+        assert u.any() or not keep_one
+    assert not rgsm.memory["u"]["1.weight"][:, 0].any()
+
+
+def test_another_network_is_not_taken_for_the_last_one() -> None:
+    rgsm = RGSM(lam=1.0, beta=1.0, lam2=1.0)
+    for size in (3.0, 5.0):
+        s = step(nn.Sequential(conv(channels(size))))
+        rgsm.begin(s)
+        term = rgsm.penalty(s)
+        assert term is not None
+        assert term.item() == pytest.approx(size)

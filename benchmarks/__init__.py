@@ -1,0 +1,1 @@
+"""How fast this package is beside the libraries in use, and whether its verdicts are the same: ``make bench``."""

@@ -1,0 +1,141 @@
+"""What --precision and --compile change, and what they must not: verdicts are the network's own, in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from small import small
+from typer.testing import CliRunner
+
+from robustbench_sparse import run_benchmark
+from robustbench_sparse.cli import app
+from robustbench_sparse.config import resolve
+from robustbench_sparse.errors import UserError
+from robustbench_sparse.runs import locate
+
+BF16: dict[str, Any] = {
+    "evaluation": {"limit": 96, "batch_size": 32, "draws": 3, "precision": "bf16"},
+    "runs": {"pgd_at": {"defenses": [{"name": "pgd_at", "steps": 2, "eps": 0.01}], "train": {"precision": "bf16", "epochs": 8}}},
+}
+
+
+def outcome(folder: Path, label: str) -> pd.DataFrame:
+    (run,) = (folder / "small" / "runs").iterdir()
+    return pd.read_csv(run / "outcomes" / f"{label}.csv")
+
+
+def test_same_numbers_twice_and_verdicts_that_hold(tmp_path: Path) -> None:
+    tables = [run_benchmark(small(**BF16), out=tmp_path / str(n)) for n in range(2)]
+    columns = ["clean", "fgsm", "pgd", "worst"]
+    assert tables[0][columns].equals(tables[1][columns])
+    assert tables[0]["clean"][0] > 25, "a network that learned: chance is 10"
+    assert tables[0]["pgd"][0] < tables[0]["clean"][0]
+    first, second = (outcome(tmp_path / str(n), "pgd") for n in range(2))
+    assert first.drop(columns="seconds", errors="ignore").equals(
+        second.drop(columns="seconds", errors="ignore")
+    )
+
+    (run,) = (tmp_path / "0" / "small" / "runs").iterdir()
+    speeds = json.loads((run / "speed.json").read_text())
+    assert speeds["training 0"]["precision"] == "bf16"
+    assert [s["precision"] for key, s in speeds.items() if key.startswith("attacks")] == ["bf16"]
+    about = json.loads((run / "outcomes" / "pgd.json").read_text())
+    assert about["key"]["precision"] == "bf16"
+
+
+def test_another_precision_attacks_the_same_weights_anew(tmp_path: Path) -> None:
+    config = small(**BF16)
+    run_benchmark(config, out=tmp_path)
+    quick = outcome(tmp_path, "pgd")
+    table = run_benchmark(config, out=tmp_path, changes=["evaluation.precision=fp32"])
+    plain = outcome(tmp_path, "pgd")
+    assert table["status"].tolist() == ["ok"], "the same run, its weights trained once"
+    assert not quick["l2"].equals(plain["l2"]), "other candidates"
+    assert (quick["adv_correct"] != plain["adv_correct"]).mean() <= 0.03, "the same verdicts"
+    assert (quick["clean_correct"] == plain["clean_correct"]).all()
+
+
+def test_training_in_another_precision_is_another_run(tmp_path: Path) -> None:
+    ids = set()
+    for precision in ("auto", "fp32", "bf16"):
+        plan = resolve(small(), changes=[f"train.precision={precision}"])
+        ids.add(locate(tmp_path, plan, plan.runs[0], 0, plan.dataset.load(None, None)).run_id)
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    "key", ["evaluation.precision", "train.precision", "evaluation.compile", "train.compile"]
+)
+def test_a_word_that_is_none_of_the_choices_is_an_error(key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        resolve(small(), changes=[f"{key}=fast"])
+
+
+def test_batch_size_is_a_number_or_auto() -> None:
+    assert resolve(small(evaluation={})).config.evaluation.batch_size == "auto"
+    for wrong in ("0", "many", "1.5"):
+        with pytest.raises(UserError, match=r"evaluation\.batch_size"):
+            resolve(small(), changes=[f"evaluation.batch_size={wrong}"])
+
+
+def test_the_command_line_sets_both_parts(tmp_path: Path) -> None:
+    import yaml
+
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(small(runs={"natural": {}}, train={"epochs": 1, "batch_size": 64})))
+    arguments = ["run", str(config), "--out", str(tmp_path), "--precision", "bf16", "--compile", "off", "-q"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    (run,) = (tmp_path / "small" / "runs").iterdir()
+    stage = json.loads((run / "run.json").read_text())["record"]["stages"][0]
+    assert (stage["precision"], stage["compile"]) == ("bf16", "off")
+    assert json.loads((run / "outcomes" / "pgd.json").read_text())["key"]["precision"] == "bf16"
+    bad = CliRunner().invoke(app, ["run", str(config), "--out", str(tmp_path), "--precision", "half"])
+    assert bad.exit_code == 2
+    assert "precision" in bad.output
+
+
+def test_verdicts_are_counted_on_the_network_itself(tmp_path: Path) -> None:
+    """The weights read back and judged by hand on what the attack left give the stored verdicts."""
+    from robustbench_sparse.benchmark import load_dataset, prepare_data
+    from robustbench_sparse.fast import FastNetwork
+    from robustbench_sparse.judge import Judge, Protocol
+    from robustbench_sparse.progress import Silent
+
+    run_benchmark(small(**BF16), out=tmp_path)
+    plan = resolve(small(**BF16))
+    dataset = load_dataset(plan, None)
+    data = prepare_data(plan, dataset, torch.device("cpu"))
+    place = locate(tmp_path / "small", plan, plan.runs[0], 0, dataset)
+    model = place.network(plan.runs[0], dataset)
+    seen = []
+
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        seen.append((args[0].clone(), out.argmax(1)))
+
+    judge = Judge(
+        model,
+        data,
+        tmp_path / "again",
+        Protocol(seed=1, batch_size=96),
+        "w",
+        Silent(),
+        "",
+        FastNetwork(model),
+    )
+    judge.clean()
+    model.register_forward_hook(look)
+    table = judge.attack(plan.attacks[1])
+    x, y, _ = next(data.ordered("test", 96))
+    candidate, verdict = seen[0]
+    assert len(candidate) == 96
+    assert torch.equal((verdict == y).float(), torch.tensor(table["adv_correct"].to_numpy()).float())
+    assert candidate.dtype == torch.float32
+    assert torch.allclose(
+        (candidate - x).abs().flatten(1).amax(1), torch.tensor(table["linf"].to_numpy()).float()
+    )
