@@ -50,8 +50,8 @@ class CLIP(Controlled):
         step_size: tau at the start of every pair, > 0. The authors' code ascends L^2, so its 10 is 20 here.
         step_factor: what tau grows or shrinks by, >= 1.
         renew_every: minibatches after which new pairs are drawn, >= 1.
-        max_lipschitz: the penalty is left out of a batch where what lambda multiplies exceeds this, or is not
-            a number.
+        max_lipschitz: the penalty is left out of a batch (0, with gradient 0) where what lambda multiplies
+            exceeds this, or is not a number.
         box: keep the pairs in [0, 1]; the papers let them leave it.
         cheap: one backward pass for parameters and pairs: the pairs move along the gradients that the loss's
             backward pass leaves on them, by plain steps of size ``step_size``, one per minibatch and without
@@ -98,16 +98,20 @@ class CLIP(Controlled):
         self.memory["skipped"] = 0
 
     def penalty(self, s: Step) -> Tensor | None:
-        """Ascend the pairs, then return lambda times the term; None at lambda 0 or where it is too large."""
+        """Ascend the pairs, then return lambda times the term; None at lambda 0.
+
+        Where the term is too large it is 0 with gradient 0, or, with ``cheap``, None: there the network sees the
+        pairs only once, in the graph that would have to be left out, so the value is waited for.
+        """
         lam = self.memory["lam"]
         if lam == 0:
             return None
         self._renew(s)
         with _as_deployed(s.model, self.memory["first"].device):
             term = self._cheap_term(s.model) if self.cheap else self._term(s.model)
-        if not float(term.detach()) <= self.max_lipschitz:  # also when it is NaN
+        if self.cheap and not float(term.detach()) <= self.max_lipschitz:  # also when it is NaN
             self.memory["skipped"] += 1
-            self.memory.pop("moving", None)
+            del self.memory["moving"]
             return None
         penalty: Tensor = lam * term
         return penalty
@@ -128,7 +132,7 @@ class CLIP(Controlled):
         log = super().end_epoch(s)
         if log["lam"] > 0:
             log["lipschitz"] = float(self.memory["lipschitz"])
-        return {**log, "skipped": self.memory["skipped"]}
+        return {**log, "skipped": int(self.memory["skipped"])}
 
     def _renew(self, s: Step) -> None:
         """Draw pairs at the start and every ``renew_every`` minibatches."""
@@ -153,11 +157,16 @@ class CLIP(Controlled):
             first, second, step, values = ascend(model, first, second, step, self.step_factor, self.box)
         step = step.clamp(self.step_size / STEP_RANGE, self.step_size * STEP_RANGE)
         self.memory.update(first=first, second=second, step=step, lipschitz=values.max())
-        if self.reduction == "mean":
-            return quotient(model, first, second).square().mean()
-        top = values.argmax().view(1)  # one pair through the network is enough for a maximum
-        value: Tensor = quotient(model, first.index_select(0, top), second.index_select(0, top)).sum()
-        return value if self.reduction == "max" else value.square()
+        if self.reduction != "mean":  # one pair through the network is enough for a maximum
+            top = values.argmax().view(1)
+            first, second, values = (t.index_select(0, top) for t in (first, second, values))
+        squared = self.reduction != "max"
+        small = (values.square() if squared else values).mean() <= self.max_lipschitz  # False for NaN
+        # Counted and decided on the device, as reading it would wait for the network. Two black images take the
+        # place of pairs to be left out: times 0 their gradients are 0, those of an overflow would be NaN.
+        self.memory["skipped"] = self.memory["skipped"] + (~small).long()
+        value = quotient(model, *(torch.where(small, p, 0) for p in (first, second)))
+        return torch.where(small, (value.square() if squared else value).mean(), 0)
 
     def _cheap_term(self, model: nn.Module) -> Tensor:
         """The mean of L^2 at the pairs as they are; backward() will leave gradients on them."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from attacks.base import SampleRandom
+
+Fill = Callable[[Tensor, torch.Generator], Tensor]  # fills a float32 vector in place
 
 
 class BatchRandom(SampleRandom):
@@ -32,19 +36,25 @@ class BatchRandom(SampleRandom):
         return BatchRandom(self.generator, count)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """U(0, 1) with the shape, type and device of ``like``."""
-        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-        return out.uniform_(generator=self._on(like.device)).to(like.dtype)
+        """U(0, 1) with the shape, type, device and memory layout of ``like``."""
+        return self._drawn(like, lambda out, g: out.uniform_(generator=g))
 
     def normal(self, like: Tensor) -> Tensor:
-        """N(0, 1) with the shape, type and device of ``like``."""
-        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-        return out.normal_(generator=self._on(like.device)).to(like.dtype)
+        """N(0, 1) with the shape, type, device and memory layout of ``like``."""
+        return self._drawn(like, lambda out, g: out.normal_(generator=g))
 
     def integers(self, high: int) -> Tensor:
         """One integer in [0, high) per image; (B,) on the CPU."""
         on_cpu = self._on(torch.device("cpu"))
         return torch.randint(high, (self._count,), generator=on_cpu)
+
+    def _drawn(self, like: Tensor, fill: Fill) -> Tensor:
+        out = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+        # By one thread: several with streams of their own wait for cores on which torch's threads still spin.
+        fill(out, self._on(like.device))
+        # The numbers lie in the order in which ``like`` does: whatever is done with both is one sweep.
+        strides = torch.empty_like(like, device="meta").stride()
+        return out.to(like.dtype).as_strided(like.shape, strides)
 
     def _on(self, device: torch.device) -> torch.Generator:
         own = self.generator

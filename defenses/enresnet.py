@@ -6,6 +6,7 @@ Wang et al. 2018, https://arxiv.org/abs/1811.10745.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,15 +34,64 @@ class Noise(RandomModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
-        over = tuple(range(1, x.ndim)) if self.scale == "sample" else tuple(range(x.ndim))
-        variance = x.var(dim=over, keepdim=True)  # (B, 1, ...) or (1, 1, ...)
-        # The root's slope at 0 is infinite: a constant x, as a dead block yields, gets no noise and no NaN.
-        std = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-        return x + self.a * std * self.draw(x)
+        z = self.draw(x)
+        if z.stride() != x.stride():  # one pass now, instead of two operands in different order ever after
+            z = torch.empty_like(x).copy_(z)
+        out: Tensor = _AddNoise.apply(x, z, self.a, self.scale)
+        return out
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the noise source behind: none must share or fork a training stream."""
         return {key: value for key, value in self.__dict__.items() if key != "noise_source"}
+
+
+class _AddNoise(torch.autograd.Function):
+    """x + a * std(x) * z with the gradient through the std: d std / dx = (x - mean) / ((n - 1) std).
+
+    Written by hand since the noise stands behind every block: composed of single operations it makes twice as
+    many passes over the memory. A constant x, as a dead block yields, gets no noise, and the gradient of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, a: float, scale: Scale) -> Tensor:
+        ctx.save_for_backward(x, z)
+        ctx.a, ctx.scale, ctx.moments = a, scale, _moments(x, scale)
+        return torch.addcmul(x, (a * ctx.moments[1]).to(x.dtype), z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (x, z), (grad,) = ctx.saved_tensors, grads
+        mean, std = ctx.moments
+        if torch.is_grad_enabled():  # a second derivative is asked for, which knows how they depend on x
+            mean, std = _moments(x, ctx.scale, differentiable=True)
+        shared = [d for d in range(x.ndim) if std.shape[d] == 1]
+        n = math.prod(x.shape[d] for d in shared)
+        along = (grad * z).sum(shared, keepdim=True).to(std.dtype)
+        alive = std > 0
+        slope = ctx.a * along / (torch.where(alive, std, 1) * max(n - 1, 1)) * alive
+        out = torch.addcmul(grad, slope.to(x.dtype), x).sub_((slope * mean).to(x.dtype))
+        return out, None, None, None
+
+
+def _moments(x: Tensor, scale: Scale, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and std (from n - 1) of each image, (B, 1, ...), or of the batch, (1, 1, ...); float32 at least."""
+    in_order = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    rows = (x.permute(0, 2, 3, 1) if in_order else x).reshape(len(x), -1)
+    count, wide = rows.shape[1], torch.promote_types(x.dtype, torch.float32)
+    if x.device.type == "cpu" and not differentiable:
+        # On its way layer norm computes just these, ten times as fast as torch.var and as safe from
+        # cancellation. The weight of ones makes it report those of bf16 in float32.
+        ones = torch.ones(count, dtype=wide)
+        _, mean, inverse = torch.native_layer_norm(rows, [count], ones, None, 0.0)
+        variance = inverse.pow(-2)
+    else:
+        variance, mean = torch.var_mean(rows.to(wide), dim=1, correction=0, keepdim=True)
+    if scale == "batch":  # of rows of one length: the mean of their variances and the variance of their means
+        variance, mean = variance.mean(0, True) + mean.var(0, correction=0, keepdim=True), mean.mean(0, True)
+        count *= len(x)
+    variance = (variance * (count / max(count - 1, 1))).view(-1, *[1] * (x.ndim - 1))
+    alive = variance > 0  # the root's slope at 0 is infinite
+    return mean.view_as(variance), torch.where(alive, variance, 1).sqrt() * alive
 
 
 class NoisyBlock(nn.Module):
@@ -62,6 +112,10 @@ class Ensemble(nn.Module):
 
     ``stochastic`` tells whether two passes on the same image may differ.
     """
+
+    # A plain loop over the members. On 2 CPU cores, forward and backward of five ResNet-20s as one grouped network
+    # took 2.0 (float32) and 1.1 (bf16) times as long as the loop at batch 128, 0.95 and 0.78 at batch 16;
+    # torch.func.vmap 1.3 to 4 times as long. Not measured on a GPU.
 
     def __init__(self, members: list[nn.Module], stochastic: bool) -> None:
         super().__init__()

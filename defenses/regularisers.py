@@ -80,6 +80,15 @@ class _Grouped:
         """sqrt(n_g), or 1. All groups of one tensor have the same size."""
         return math.sqrt(w.numel() / norms.numel()) if self.weighted else 1.0
 
+    def factor(self, norms: Tensor, step: float) -> Tensor:
+        """What ``prox`` multiplies a group by, from its norm alone; the step with the group's weight c in it."""
+        raise NotImplementedError
+
+    def prox(self, w: Tensor, step: float) -> Tensor:
+        """argmin_u step * J(u) + ||u - w||^2 / 2: every group times its factor."""
+        norms = group_norms(w, self.group)
+        return w * self.factor(norms, step * self.weight(w, norms))
+
 
 class GroupLasso(_Grouped):
     """J(w) = sum_g c ||w_g||_2 with c = 1 or sqrt(n_g); Dinh (4.2), Yuan & Lin 2006."""
@@ -89,12 +98,10 @@ class GroupLasso(_Grouped):
         norms = group_norms(w, self.group)
         return self.weight(w, norms) * norms.sum()
 
-    def prox(self, w: Tensor, step: float) -> Tensor:
-        """w_g max(1 - step * c / ||w_g||, 0), Dinh (4.4)."""
-        norms = group_norms(w, self.group)
+    def factor(self, norms: Tensor, step: float) -> Tensor:
+        """max(1 - step * c / ||w_g||, 0), Dinh (4.4)."""
         # A zero group: step / tiny is huge and the factor 0, or, with step 0, the factor is 1. Never NaN.
-        shrunk = step * self.weight(w, norms) / norms.clamp_min(torch.finfo(w.dtype).tiny)
-        return w * (1 - shrunk).clamp_min(0)
+        return (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
 
     def subgrad(self, w: Tensor) -> Tensor:
         """c w_g / ||w_g||, and 0 where w_g = 0."""
@@ -110,10 +117,9 @@ class GroupL0(_Grouped):
         norms = group_norms(w, self.group)
         return self.weight(w, norms) * (norms > 0).to(w.dtype).sum()
 
-    def prox(self, w: Tensor, step: float) -> Tensor:
-        """w_g if ||w_g|| > sqrt(2 * step * c) else 0, Dinh (4.6)."""
-        norms = group_norms(w, self.group)
-        return w * (norms > math.sqrt(2 * step * self.weight(w, norms)))
+    def factor(self, norms: Tensor, step: float) -> Tensor:
+        """1 where ||w_g|| > sqrt(2 * step * c), else 0, Dinh (4.6)."""
+        return (norms > math.sqrt(2 * step)).to(norms.dtype)
 
     def subgrad(self, w: Tensor) -> Tensor:
         """0: J is piecewise constant, so it acts through its proximal map alone."""

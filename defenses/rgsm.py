@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from attacks.base import check
 from defenses.base import Defense, Log, Step, conv_weights
-from defenses.regularisers import REGULARISERS, GroupLasso, Regulariser, group_norms
+from defenses.regularisers import REGULARISERS, group_norms
 
 ZERO = 1e-15  # a channel of smaller l2 norm counts as zero (Dinh 4.2.3)
 
@@ -43,6 +43,7 @@ class RGSM(Defense):
     lam2: float = 0.0
     include_first: bool = True
     keep_one: bool = False
+    _found: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         known = self.regulariser in REGULARISERS
@@ -66,26 +67,31 @@ class RGSM(Defense):
     def begin(self, s: Step) -> None:
         """u <- prox(w)."""
         self.memory.clear()
+        self._found.clear()
         if self.beta > 0:
-            self.memory["u"] = {name: self.prox(w) for name, w in self.layers(s.model).items()}
+            layers = self.layers(s.model)
+            factors = self._factors(list(layers.values()))
+            self.memory["u"] = {name: w * f for (name, w), f in zip(layers.items(), factors, strict=True)}
 
     def penalty(self, s: Step) -> Tensor | None:
         """lambda_2 sum_g ||W_g||_2 over all layers, or None."""
         if self.lam2 == 0:
             return None
-        return self.lam2 * torch.stack([GroupLasso().value(w) for w in self.layers(s.model).values()]).sum()
+        return self.lam2 * _all_norms(list(self._weights(s.model).values()))[0].sum()
 
     @torch.no_grad()
     def before_step(self, s: Step) -> None:
         """w <- w - eta beta (w - u)."""
         if self.beta > 0:
-            weights, u = self._pairs(s.model)
-            torch._foreach_add_(weights, torch._foreach_sub(weights, u), alpha=-s.lr * self.beta)
+            torch._foreach_lerp_(*self._pairs(s.model), s.lr * self.beta)
 
+    @torch.no_grad()
     def after_step(self, s: Step) -> None:
         """u <- prox(w)."""
         if self.beta > 0:
-            self.memory["u"] = {name: self.prox(w.detach()) for name, w in self.layers(s.model).items()}
+            weights, u = self._pairs(s.model)
+            for w, f, out in zip(weights, self._factors(weights), u, strict=True):
+                torch.mul(w, f, out=out)
 
     @torch.no_grad()
     def end_epoch(self, s: Step) -> Log:
@@ -94,8 +100,7 @@ class RGSM(Defense):
             return {}
         weights, u = self._pairs(s.model)
         torch._foreach_copy_(weights, u)
-        norms = torch.cat([group_norms(t, "channel").flatten() for t in u])
-        return {"channel_sparsity": (norms < ZERO).double().mean().item()}
+        return {"channel_sparsity": (_all_norms(u)[0] < ZERO).double().mean().item()}
 
     def deploy(self, model: nn.Module) -> nn.Module:
         """A copy with u for w; the network itself where the splitting is off."""
@@ -103,20 +108,47 @@ class RGSM(Defense):
             return model
         deployed = copy.deepcopy(model)
         with torch.no_grad():
-            torch._foreach_copy_(*self._pairs(deployed))
+            for name, w in self.layers(deployed).items():
+                w.copy_(self.memory["u"][name])
         return deployed
 
     def prox(self, w: Tensor) -> Tensor:
         """argmin_u lambda P(u) + beta/2 ||w - u||^2 for one weight (out, in, k, k)."""
-        p: Regulariser = REGULARISERS[self.regulariser](group="channel")
-        u = p.prox(w, self.lam / self.beta)
-        if not self.keep_one:
-            return u
-        largest = group_norms(w, "channel").flatten().argmax().view(1)
-        kept = torch.where(u.any(), u.index_select(1, largest), w.index_select(1, largest))
-        return u.index_copy(1, largest, kept)
+        return w * self._factors([w])[0]
+
+    def _factors(self, weights: list[Tensor]) -> list[Tensor]:
+        """What the proximal map multiplies every channel by: (1, in, 1, 1) for each weight.
+
+        Of all layers together, as a step should not cost a dozen kernels a layer; nothing waits for a device.
+        """
+        p = REGULARISERS[self.regulariser](group="channel")
+        norms, counts = _all_norms(weights)
+        factor = p.factor(norms, self.lam / self.beta)
+        factors = list(factor.split_with_sizes(counts))
+        if self.keep_one:
+            factors = [_keep_one(*pair) for pair in zip(factors, norms.split_with_sizes(counts), strict=True)]
+        return [f.view(1, -1, 1, 1) for f in factors]
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """``layers``, looked up once a stage: a walk through the modules at every step is for nothing."""
+        if self._found.get("model") is not model:
+            self._found.update(model=model, layers=self.layers(model))
+        weights: dict[str, Tensor] = self._found["layers"]
+        return weights
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """The weights and their u, in the same order."""
-        layers, u = self.layers(model), self.memory["u"]
+        layers, u = self._weights(model), self.memory["u"]
         return list(layers.values()), [u[name] for name in layers]
+
+
+def _all_norms(weights: list[Tensor]) -> tuple[Tensor, list[int]]:
+    """The channels' norms of all layers in one vector, and how many each layer has."""
+    norms = [group_norms(w, "channel").flatten() for w in weights]
+    return torch.cat(norms), [len(n) for n in norms]
+
+
+def _keep_one(factor: Tensor, norms: Tensor) -> Tensor:
+    """The factors (in,) of one layer; where they leave nothing of it, 1 for its largest channel instead."""
+    largest = torch.zeros_like(factor).index_fill_(0, norms.argmax(), 1)
+    return torch.where((norms * factor != 0).any(), factor, largest)

@@ -20,7 +20,12 @@ from robustbench_sparse.runs import locate
 
 BF16: dict[str, Any] = {
     "evaluation": {"limit": 96, "batch_size": 32, "draws": 3, "precision": "bf16"},
-    "runs": {"pgd_at": {"defenses": [{"name": "pgd_at", "steps": 2, "eps": 0.01}], "train": {"precision": "bf16", "epochs": 8}}},
+    "runs": {
+        "pgd_at": {
+            "defenses": [{"name": "pgd_at", "steps": 2, "eps": 0.01}],
+            "train": {"precision": "bf16", "epochs": 8},
+        }
+    },
 }
 
 
