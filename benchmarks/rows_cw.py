@@ -24,7 +24,7 @@ def cw(bench: Bench, budget: float) -> list[Line]:
     x, y = bench.part(s.cw_images)
 
     def ours(number: int, steps: int) -> Tensor:
-        attack = CW(steps=steps, search_steps=1)
+        attack = CW(steps=steps, search_steps=1, learning_rate=0.01)
 
         def one(x: Tensor, y: Tensor, at: int) -> Tensor:
             streams = bench.streams(number, "cw", at, len(y))
@@ -46,7 +46,8 @@ def cw(bench: Bench, budget: float) -> list[Line]:
             lines.append(Line(what, peer=name, note=note))
             continue
         other = _Found(bench, model, x, y, measured[name].results[0])
-        note = f"Both with c = 1 and one search, else with their own defaults. {_sizes(own, name, other)}"
+        settings = "Both with c = 1, step size 0.01 and one search, else with their own defaults."
+        note = f"{settings} {_sizes(own, name, other)}"
         if name == "torchattacks":
             taken = _passes(model, name, x, y, s.cw_steps, s.batch)
             note += f" It took {taken} of its {s.cw_steps} steps."

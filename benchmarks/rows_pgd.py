@@ -80,15 +80,15 @@ def _to_a_verdict(bench: Bench, budget: float, which: Which, at_least: float) ->
     s = bench.sizes
     attack = PGD(steps=s.attack_steps, step_size=ALPHA)
     fast, model = bench.fast(which), bench.network(which)
-    x, y = bench.part(s.attack_images)
+    x, y = bench.part(s.verdict_images)
     what = f"PGD-{s.attack_steps} to a verdict, {which} network"
     if not peers.installed("torchattacks"):
         return [_absent(what, "torchattacks")]
 
     def ours(number: int) -> Tensor:
         verdicts = []
-        for i in range(0, len(y), s.batch):
-            part = slice(i, i + s.batch)
+        for i in range(0, len(y), s.verdict_batch):
+            part = slice(i, i + s.verdict_batch)
             streams = bench.streams(number, "pgd", i, len(y[part]))
             verdicts.append(attack_and_confirm(attack, fast, x[part], y[part], THREAT, streams)[1])
         return torch.cat(verdicts)
@@ -110,7 +110,8 @@ def _to_a_verdict(bench: Bench, budget: float, which: Which, at_least: float) ->
             other.rate(len(y)),
             at_least=at_least,
             agreement=_agreement(own.results[0], other.results[0]),
-            note=f"Ours stops an image at its first success, confirmed in fp32. {len(y)} images.",
+            note="Ours stops an image at its first success, confirmed in fp32. "
+            f"{len(y)} images, ours {s.verdict_batch} at once, the peer {s.batch}.",
         )
     ]
 

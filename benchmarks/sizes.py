@@ -17,6 +17,8 @@ class Sizes:
             inner attack takes ``at_steps``.
         batch: images per call, on both sides.
         attack_images, attack_steps: of the PGD rows.
+        verdict_images, verdict_batch: of the rows to a verdict, and how many our side takes at once: as images leave,
+            a small batch would run empty (``batch_size: auto`` chooses so, too).
         cw_images, cw_steps: of the C&W row.
         agree_images: images on which the fast path's verdicts are held against the fp32 path's.
         epoch_images, epoch_steps: images and PGD steps of the timed epoch of adversarial training.
@@ -36,6 +38,8 @@ class Sizes:
     at_steps: int
     batch: int
     attack_images: int
+    verdict_images: int
+    verdict_batch: int
     attack_steps: int = 20
     cw_images: int
     cw_steps: int = 50
@@ -63,9 +67,11 @@ CPU = Sizes(
     at_steps=5,
     batch=128,
     attack_images=256,
+    verdict_images=512,
+    verdict_batch=512,
     cw_images=128,
     epoch_images=1_280,
-    accuracy_images=4_096,
+    accuracy_images=2_048,
     accuracy_epochs=8,
     short_repeats=21,
 )
@@ -79,6 +85,8 @@ CUDA = Sizes(
     at_steps=7,
     batch=512,
     attack_images=4_096,
+    verdict_images=4_096,
+    verdict_batch=4_096,
     cw_images=2_048,
     epoch_images=12_800,
     accuracy_images=50_000,
@@ -97,6 +105,8 @@ QUICK = Sizes(
     at_steps=2,
     batch=16,
     attack_images=24,
+    verdict_images=24,
+    verdict_batch=24,
     attack_steps=3,
     cw_images=8,
     cw_steps=5,

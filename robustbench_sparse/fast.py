@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from attacks.base import Attack, RandomModule, SampleRandom, Threat, exact_of, is_stochastic, noise_from
 from robustbench_sparse.data.base import cache_folder
 from robustbench_sparse.errors import one_line
-from robustbench_sparse.folding import fold, pairs_of
+from robustbench_sparse.folding import Stem, fold, pairs_of, replace_layer, stems_of
 
 Precision = Literal["fp32", "bf16"]
+_CPU_PART = (
+    128  # images; activations of larger batches leave the caches, and their memory is fetched anew each time
+)
 
 
 class FastNetwork(nn.Module):
@@ -51,8 +54,11 @@ class FastNetwork(nn.Module):
         except Exception as e:
             raise ValueError(f"the network cannot be copied: {one_line(e)[:160]}") from None
         twin = twin.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        folded = fold(twin, pairs_of(exact), affine=compile)
-        self._refresh = folded
+        self._refresh = fold(twin, pairs_of(exact), affine=compile)
+        for name in stems_of(exact) if precision == "bf16" else []:
+            layer = twin.get_submodule(name)
+            if name and getattr(layer, "groups", 1) == 1:
+                replace_layer(twin, name, Stem(layer))
         self.twin = compiled(twin, lambda x: x.requires_grad) if compile else twin
         self.eval().refresh()
 
@@ -189,6 +195,18 @@ class _Silence:
         return torch.zeros_like(like)
 
 
+@torch.no_grad()
+def logits_in_parts(network: nn.Module, x: Tensor) -> Tensor:
+    """Logits (B, K) of images (B, C, H, W), without gradients; on a CPU by parts that fit into its caches.
+
+    A random network gets the whole batch at once: its noise may come from one stream for each image.
+    """
+    if x.device.type != "cpu" or len(x) <= _CPU_PART or is_stochastic(network):
+        whole: Tensor = network(x)
+        return whole
+    return torch.cat([network(part) for part in torch.split(x, _CPU_PART)])
+
+
 def unconfirmed(network: nn.Module, candidate: Tensor, y: Tensor, correct: Tensor) -> Tensor:
     """Images that only the stand-in gets wrong: the attack believed to be done there, and was not.
 
@@ -204,9 +222,7 @@ def unconfirmed(network: nn.Module, candidate: Tensor, y: Tensor, correct: Tenso
     rows = correct.nonzero().flatten()
     if exact_of(network) is None or is_stochastic(network) or len(rows) == 0:
         return rows[:0]
-    with torch.no_grad():
-        wrong = network(candidate[rows]).argmax(1) != y[rows]
-    return rows[wrong]
+    return rows[logits_in_parts(network, candidate[rows]).argmax(1) != y[rows]]
 
 
 def attack_and_confirm(
@@ -225,12 +241,11 @@ def attack_and_confirm(
         Candidates (B, C, H, W) and whether the network itself classifies them right, bool (B,).
     """
     exact = exact_of(network) or network
+    assert isinstance(exact, nn.Module)
     candidate = attack(network, x, y, threat, random)
-    with torch.no_grad():
-        correct = exact(candidate).argmax(1) == y
-        rows = unconfirmed(network, candidate, y, correct)
-        if len(rows):
-            assert isinstance(exact, nn.Module)
-            candidate[rows] = attack(exact, x[rows], y[rows], threat, random.subset(rows))
-            correct[rows] = exact(candidate[rows]).argmax(1) == y[rows]
+    correct = logits_in_parts(exact, candidate).argmax(1) == y
+    rows = unconfirmed(network, candidate, y, correct)
+    if len(rows):
+        candidate[rows] = attack(exact, x[rows], y[rows], threat, random.subset(rows))
+        correct[rows] = logits_in_parts(exact, candidate[rows]).argmax(1) == y[rows]
     return candidate, correct

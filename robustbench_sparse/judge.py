@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attacks.base import SampleRandom, Threat, exact_of, is_stochastic, noise_from
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.fast import FastNetwork, Precision, unconfirmed
+from robustbench_sparse.fast import FastNetwork, Precision, logits_in_parts, unconfirmed
 from robustbench_sparse.files import read_json, write_atomically, write_json
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Show
@@ -242,7 +242,7 @@ class Judge:
         votes: Tensor | None = None
         with torch.no_grad(), noise_from(self.model, random if self.stochastic else None):
             for _ in range(self.draws):
-                logits = self.model(x).float()
+                logits = logits_in_parts(self.model, x).float()
                 if logits.ndim != 2 or len(logits) != len(y):
                     raise UserError(
                         f"expected logits of shape ({len(y)}, classes), got {tuple(logits.shape)}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from defenses import EnResNet
 from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.folding import Affine, fold, pairs_of
+from robustbench_sparse.folding import Affine, Stem, fold, pairs_of, stems_of
 from robustbench_sparse.models import MODELS
 
 
@@ -130,3 +130,45 @@ def test_affine_keeps_the_type_and_any_number_of_dimensions() -> None:
         out = layer(torch.ones(shape, dtype=torch.bfloat16))
         assert out.dtype == torch.bfloat16
         assert out.transpose(0, 1).flatten(1).unique(dim=1)[:, 0].tolist() == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "stems"),
+    [("preact_resnet", ["conv"]), ("vgg16", 1), ("mlp", 1), ("lenet", 1), ("resnet18", 1), ("convnet", 1)],
+)
+def test_the_layers_that_see_the_image_are_found(key: str, stems: list[str] | int) -> None:
+    found = stems_of(MODELS[key](mean=(0.5,), std=(0.2,)).build(3, 32, 10))
+    assert len(found) == 1
+    if isinstance(stems, list):
+        assert found == [f"network.{name}" for name in stems]
+    three = (
+        EnResNet(members=3).wrap(lambda: MODELS[key]().build(3, 32, 10)) if key == "preact_resnet" else None
+    )
+    assert three is None or stems_of(three()) == [f"members.{i}.conv" for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_stem_sees_more_of_the_image_than_bfloat16_does(kind: str, compile: bool) -> None:
+    torch.manual_seed(0)
+    layer: nn.Module = nn.Conv2d(3, 8, 3, padding=1) if kind == "conv" else nn.Linear(48, 8)
+    layer.weight.data = layer.weight.data.bfloat16().float()  # so that only the image is rounded
+    x = torch.rand(16, 3, 8, 8) if kind == "conv" else torch.rand(16, 48)
+    stem = torch.compile(Stem(layer)) if compile else Stem(layer)
+    exact = layer(x)
+
+    def run(module: nn.Module) -> tuple[Tensor, Tensor]:
+        point = x.clone().requires_grad_(True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(point)
+        return out.float(), torch.autograd.grad(out.float().square().sum(), point)[0]
+
+    (plain, plain_grad), (split, split_grad) = run(layer), run(stem)
+    # What is left is the rounding of the output, to 8 bits.
+    assert (split - exact).abs().max() < 1.01 * 2**-9 * exact.abs().max().clamp_min(1) + 2**-9
+    assert (split - exact).square().mean() < 0.8 * (plain - exact).square().mean()
+    assert torch.nn.functional.cosine_similarity(plain_grad.flatten(), split_grad.flatten(), dim=0) > 0.999
+    with torch.autocast("cpu", enabled=False):
+        assert torch.equal(Stem(layer)(x), exact), "without autocast nothing is rounded"
+        double = Stem(layer.double())(x.double())
+    assert double.dtype == torch.float64
