@@ -37,6 +37,9 @@ def ensemble(bench: Bench, budget: float) -> list[Line]:
             _side(side, _network(bench, defenses), precision, x, y)
             for side, defenses in (("ours", many), ("one", []))
         ]
+        if name == "bf16":
+            plain = _network(bench, []).to(memory_format=torch.contiguous_format)
+            sides.append(_side("plain", plain, nullcontext, x.contiguous(), y))
         repeats = max(3, s.short_repeats // 2)
         measured = interleave(sides, repeats=repeats, budget=budget / 2, device=device)
         ours, one = (measured[side].per(1e-3) for side in ("ours", "one"))
@@ -51,6 +54,18 @@ def ensemble(bench: Bench, budget: float) -> list[Line]:
                 note=f"Batch of {len(y)}, eager, channels-last, noise 0.1." if name == "fp32" else "",
             )
         )
+        if name == "bf16":
+            lines.append(
+                dearer(
+                    f"En{MEMBERS}, forward + backward, {name}",
+                    "ms",
+                    ours,
+                    "one network, plain fp32 loop",
+                    measured["plain"].per(1e-3),
+                    at_most=None,
+                    note="Another engine: five noisy networks here beside one as the papers' code runs it.",
+                )
+            )
     return lines
 
 

@@ -69,15 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="two small families, few images: tries the script"
     )
     options = parser.parse_args(arguments)
+    page = options.out.read_text() if options.out.exists() else f"{BEGIN}\n{END}\n"
+    if BEGIN not in page or END not in page:
+        parser.error(f"{options.out}: expected the lines {BEGIN} and {END}")
     device = torch.device(options.device)
     torch.manual_seed(0)
     families = FAMILIES[:2] if options.quick else FAMILIES
     text = "\n\n".join(
         [_where(device), _passes(families, device, options.quick), _growth(device, options.quick)]
     )
-    page = options.out.read_text() if options.out.exists() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in page or END not in page:
-        parser.error(f"{options.out}: expected the lines {BEGIN} and {END}")
     head, tail = page.split(BEGIN)[0], page.split(END)[1]
     write_text(options.out, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
     print(text)

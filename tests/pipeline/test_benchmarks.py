@@ -123,3 +123,23 @@ def test_sides_take_turns_and_time_is_kept_to(monkeypatch: pytest.MonkeyPatch) -
     assert measured["a"].seconds == [1.0, 1.0]
     assert measured["b"].results == ["b", "b"]
     assert measured["b"].rate(100).median == 50
+
+
+def test_scaling_replaces_the_tables_of_a_page_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.scaling", "--quick", "--out", str(page)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.startswith("# Before\n")
+    assert text.endswith("<!-- measured: end -->\nafter\n")
+    assert "old" not in text
+    for row in ("| MLP 784-200-80-10 | 0.17 |", "| LeNet |", "| steps |", "| members, noise 0.1 |"):
+        assert row in text
+    page.write_text("no place for tables")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "measured: begin" in done.stderr
+    assert page.read_text() == "no place for tables"
