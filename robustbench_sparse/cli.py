@@ -322,6 +322,38 @@ def check(
     typer.echo(f"{folder}: everything that {against} states still holds")
 
 
+@app.command()
+@_guarded
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
+    attack: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+) -> None:
+    """Compare two runs on the same images: is the difference more than noise, and which images flip?
+
+    A dense network and its pruned self may have equal rates and still fail on
+    different images: the flips show it.
+
+    \b
+    Examples:
+      robustbench-sparse compare results/quickstart/runs/A results/quickstart/runs/B
+      robustbench-sparse compare RUN_A RUN_B --attack worst
+      robustbench-sparse compare RUN_A RUN_B --format csv > flips.csv
+    """
+    if form not in ("table", "csv"):
+        raise UserError(f"--format: expected table or csv, got {form!r}")
+    from robustbench_sparse import comparison
+
+    table = comparison.compare_runs(first, second, attack)
+    if form == "csv":
+        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
+    else:
+        sys.stdout.write(comparison.text_of(table, str(first), str(second)))
+
+
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,40 +40,70 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Rate cells of one run; what keeps them from being complete; and what was put right on the way."""
+    found = verdicts(folder, manifest)
+    if "clean" not in found.columns:
+        return {}, found.gaps, []
+    row: dict[str, Any] = {"n": len(found.columns["clean"]), "eval_seconds": found.seconds}
+    for label, correct in found.columns.items():
+        row.update(_cells(label, correct))
+    return row, found.gaps, found.notes
+
+
+@dataclass
+class Verdicts:
+    """What one run's folder says of every image.
+
+    Attributes:
+        columns: label -> share of draws classified right, per image, in the same order; ``clean``, every attack
+            that left no gap, and ``worst`` where none did.
+        index: the images' positions in the data set.
+        gaps: why a column is missing.
+        notes: what was put right on the way.
+        seconds: time spent judging.
+    """
+
+    columns: dict[str, pd.Series[float]]
+    index: list[int]
+    gaps: list[str]
+    notes: list[str]
+    seconds: float = 0.0
+
+
+def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
+    """Read a run's outcomes. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
     clean, problem, seconds = _outcome(folder, "clean", ("index", "label", "correct"), None)
     if clean is None:
-        return {}, [problem], []
-    row: dict[str, Any] = {"n": len(clean), "eval_seconds": seconds, **_cells("clean", clean["correct"])}
+        return Verdicts({}, [], [problem], [])
+    found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], seconds)
     worst, some_inside = clean["correct"], False
-    gaps, notes = [], []
     for label in manifest["attacks"]:
         columns = ("index", "label", "adv_correct", "linf", "l2", "status")
         table, problem, seconds = _outcome(folder, label, columns, manifest["settings"].get(label))
-        row["eval_seconds"] += seconds
+        found.seconds += seconds
         if table is None:
-            gaps.append(problem)
+            found.gaps.append(problem)
             continue
         if list(table["index"]) != list(clean["index"]) or list(table["label"]) != list(clean["label"]):
-            gaps.append(f"{label}: judged on other images than clean")
+            found.gaps.append(f"{label}: judged on other images than clean")
             continue
         without = table["status"].isin(("nonfinite", "crashed")) | table["adv_correct"].isna()
         if without.any():
             kinds = ", ".join(sorted(set(table["status"][without])))
-            gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
+            found.gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
             continue
         for flag in ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",):
             count = int((table["status"] == flag).sum())
-            notes += [f"{label}: {count} {flag}, projected back"] if count else []
-        row.update(_cells(label, table["adv_correct"]))
+            found.notes += [f"{label}: {count} {flag}, projected back"] if count else []
+        found.columns[label] = table["adv_correct"]
         inside = _inside(table, manifest["threat"])
         some_inside = some_inside or bool(inside.any())
         worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
-    if manifest["attacks"] and not gaps:
+    if manifest["attacks"] and not found.gaps:
         if some_inside:
-            row.update(_cells("worst", worst))
+            found.columns["worst"] = worst
         else:
-            gaps.append("worst: no attack's image lies in the benchmark's ball")
-    return row, gaps, notes
+            found.gaps.append("worst: no attack's image lies in the benchmark's ball")
+    return found
 
 
 def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:

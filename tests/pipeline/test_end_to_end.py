@@ -179,3 +179,40 @@ def test_a_changed_attack_is_judged_again_without_training_again(results: Path, 
     assert next(tmp_path.rglob("model.safetensors")).stat().st_mtime_ns == trained
     assert second["fgsm"][0] == first["fgsm"][0]
     assert second["pgd"][0] > first["pgd"][0]
+
+
+def test_compare_counts_the_flips_of_two_runs(results: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from robustbench_sparse.cli import app
+    from robustbench_sparse.comparison import compare_runs
+
+    table = fold(results)
+    one, two = (results / "runs" / run_id for run_id in table["run_id"])
+    found = compare_runs(one, two).set_index("attack")
+    assert found.index.tolist() == RATES
+    for label in RATES:
+        row = found.loc[label]
+        assert row["first"] == pytest.approx(table[label][0])
+        assert row["second"] == pytest.approx(table[label][1])
+        assert row["difference"] == pytest.approx(table[label][0] - table[label][1])
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert len(row["flips"].split()) == row["lost"] + row["won"]
+    swapped = compare_runs(two, one, "clean").iloc[0]
+    assert (swapped["lost"], swapped["won"]) == (found.loc["clean", "won"], found.loc["clean", "lost"])
+    clean = [pd.read_csv(run / "outcomes" / "clean.csv") for run in (one, two)]
+    by_hand = clean[0]["index"][(clean[0]["correct"] > 0.5) & (clean[1]["correct"] <= 0.5)]
+    assert found.loc["clean", "flips"].split()[: len(by_hand)] == [f"-{i}" for i in by_hand]
+
+    done = CliRunner().invoke(app, ["compare", str(one), str(two), "--attack", "worst"])
+    assert done.exit_code == 0, done.output
+    assert "worst" in done.output
+    assert "interval" in done.output
+    for arguments, problem in (
+        (["compare", str(one), str(tmp_path)], "not a run's folder"),
+        (["compare", str(one), str(two), "--attack", "wosrt"], "did you mean"),
+        (["compare", str(one), str(two), "--format", "latex"], "table or csv"),
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 2
+        assert problem in done.output
