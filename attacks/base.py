@@ -173,7 +173,10 @@ class RandomModule(nn.Module):
 
     def draw(self, like: Tensor) -> Tensor:
         """N(0, 1) shaped like a tensor, from the bound source."""
-        return torch.randn_like(like) if self.noise_source is None else self.noise_source.normal(like)
+        if self.noise_source is not None:
+            return self.noise_source.normal(like)
+        # Not randn_like: for other types and layouts than the plain ones it draws one number at a time.
+        return torch.randn(like.shape, device=like.device).to(like.dtype)
 
 
 def is_stochastic(model: nn.Module) -> bool:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import PGD
-from attacks.base import SampleRandom, Threat
+from attacks.base import SampleRandom, Threat, noise_from
 from benchmarks.timing import Side, interleave
 from defenses import EnResNet
+from defenses.draws import BatchRandom
 from robustbench_sparse.environment import describe
 from robustbench_sparse.fast import FastNetwork, FastTraining
 from robustbench_sparse.files import write_text
@@ -113,7 +114,8 @@ def _family(family: Family, device: torch.device, quick: bool) -> list[str]:
         fast.warm_up(x)
         notes = fast.note and "-"
         networks["bf16 compiled"] = fast
-    sides = [_side(name, lambda _, n=n: _gradient(n, x, y)) for name, n in networks.items()]
+    streams = SampleRandom.for_images(0, "noise", range(family.batch))  # as an attack draws
+    sides = [_side(name, lambda _, n=n: _gradient(n, x, y, streams)) for name, n in networks.items()]
     train = FastTraining(model, precision="bf16", compile=False)
     sides.append(_side("training", lambda _: _step(train, x, y)))
     measured = interleave(sides, repeats=9, budget=60, device=device)
@@ -138,17 +140,20 @@ def _side(name: str, work: Callable[[int], object]) -> Side[object]:
     return Side(name, work, lambda: work(0))
 
 
-def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _gradient(network: nn.Module, x: Tensor, y: Tensor, streams: SampleRandom) -> Tensor:
     network.eval()
     if not isinstance(network, FastNetwork):
         network.requires_grad_(False)
     point = x.clone().requires_grad_(True)
-    return torch.autograd.grad(F.cross_entropy(network(point), y), point)[0]
+    with noise_from(network, streams):
+        return torch.autograd.grad(F.cross_entropy(network(point), y), point)[0]
 
 
 def _step(train: FastTraining, x: Tensor, y: Tensor) -> object:
     train.model.train().requires_grad_(True)
-    return torch.autograd.grad(F.cross_entropy(train(x), y), list(train.model.parameters()))
+    with noise_from(train.model, BatchRandom(torch.Generator().manual_seed(0), len(x))):
+        loss = F.cross_entropy(train(x), y)
+    return torch.autograd.grad(loss, list(train.model.parameters()))
 
 
 # An attack -----------------------------------------------------------------------------------------------
