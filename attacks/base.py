@@ -176,7 +176,8 @@ class RandomModule(nn.Module):
         if self.noise_source is not None:
             return self.noise_source.normal(like)
         # Not randn_like: for other types and layouts than the plain ones it draws one number at a time.
-        return torch.randn(like.shape, device=like.device).to(like.dtype)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return torch.randn(like.shape, dtype=wide, device=like.device).to(like.dtype)
 
 
 def is_stochastic(model: nn.Module) -> bool:
@@ -269,10 +270,13 @@ class Attack(ABC):
     Attributes:
         weak: the attack is too weak to judge a network alone; never report its accuracy without a strong one.
         bounded: every candidate lies in the threat's ball; where False, those outside are judged as projected.
+        own_set: candidates form a set of their own, such as rotations, and are judged as they are; only those that
+            happen to lie in the threat's ball count for ``worst``.
     """
 
     weak: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
+    own_set: ClassVar[bool] = False
     target: Target = "none"
 
     def __post_init__(self) -> None:
