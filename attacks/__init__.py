@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+from attacks.apgd import APGD
 from attacks.base import Attack, SampleRandom, Threat
 from attacks.cw import CW
 from attacks.cw_published import CWPublished
+from attacks.dct import DCT
+from attacks.fab import FAB
 from attacks.fgsm import FGSM
+from attacks.geometric import Geometric
 from attacks.ifgsm import IFGSM
+from attacks.nattack import NAttack
 from attacks.noise import GaussianNoise
 from attacks.pgd import PGD
+from attacks.random_search import RandomSearch
+from attacks.square import Square
 
 ATTACKS: dict[str, type[Attack]] = {
+    "apgd": APGD,
     "cw": CW,
     "cw_published": CWPublished,
+    "dct": DCT,
+    "fab": FAB,
     "fgsm": FGSM,
+    "geometric": Geometric,
     "ifgsm": IFGSM,
+    "nattack": NAttack,
     "noise": GaussianNoise,
     "pgd": PGD,
+    "random_search": RandomSearch,
+    "square": Square,
 }
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "CW",
+    "DCT",
+    "FAB",
     "FGSM",
     "IFGSM",
     "PGD",
     "Attack",
     "CWPublished",
     "GaussianNoise",
+    "Geometric",
+    "NAttack",
+    "RandomSearch",
     "SampleRandom",
+    "Square",
     "Threat",
 ]

@@ -8,9 +8,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.base import Loss
+from attacks.base import Loss, check
 
-LossName = Literal["ce", "margin"]
+LossName = Literal["ce", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -25,7 +25,60 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - own
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, eq. 6): the margin over Z_(1) - Z_(3), sorted downwards.
+
+    Neither scaling nor shifting the logits changes it: it does not saturate where the cross-entropy does.
+
+    Args:
+        logits: (B, K), K >= 3.
+        y: labels (B,).
+
+    Returns:
+        The loss (B,), positive exactly where the image is misclassified.
+
+    Raises:
+        ValueError: for fewer than 3 classes.
+    """
+    check(logits.shape[1] >= 3, "dlr", "logits of at least 3 classes", logits.shape[1])
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(SMALLEST_SPREAD)
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, goal: Tensor) -> Tensor:
+    """Targeted DLR (Croce & Hein 2020, eq. 7): (Z_goal - Z_y) / (Z_(1) - (Z_(3) + Z_(4)) / 2).
+
+    Args:
+        logits: (B, K), K >= 4.
+        y: labels (B,).
+        goal: the classes to reach (B,).
+
+    Returns:
+        The loss (B,), positive exactly where ``goal`` is ahead of ``y``.
+
+    Raises:
+        ValueError: for fewer than 4 classes.
+    """
+    check(logits.shape[1] >= 4, "dlr_targeted", "logits of at least 4 classes", logits.shape[1])
+    top = logits.topk(4, dim=1).values
+    spread = (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(SMALLEST_SPREAD)
+    return lead(logits, y, goal) / spread
+
+
+def lead(logits: Tensor, y: Tensor, goal: Tensor) -> Tensor:
+    """Z_goal - Z_y: how far one class is ahead of another; logits (B, K), y (B,), goal (B,) -> (B,)."""
+    return (logits.gather(1, goal[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def likeliest_wrong(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The ``count`` classes of the largest logits, ``y`` left out, likeliest first; (B, min(count, K - 1))."""
+    wrong = logits.scatter(1, y[:, None], -math.inf)
+    return wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+# Keeps a ratio finite where the largest logits are equal, as those of a saturated output may be.
+SMALLEST_SPREAD = 1e-12
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def loss_towards(name: LossName, towards: bool) -> Loss:

@@ -203,10 +203,13 @@ class Judge:
         finite = torch.isfinite(candidate).flatten(1).all(1)
         candidate = torch.where(finite.view(-1, 1, 1, 1), candidate, x)
         box = (candidate < -BOX_SLACK).flatten(1).any(1) | (candidate > 1 + BOX_SLACK).flatten(1).any(1)
-        ball = ~inside(plan.threat, candidate - x)
-        moved = box | ball
-        if moved.any():
-            candidate[moved] = plan.threat.project(candidate[moved], x[moved])
+        if plan.attack.own_set:
+            ball, candidate = torch.zeros_like(box), candidate.clamp(0, 1)
+        else:
+            ball = ~inside(plan.threat, candidate - x)
+            moved = box | ball
+            if moved.any():
+                candidate[moved] = plan.threat.project(candidate[moved], x[moved])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self._verdict(candidate, y, random)
         judged = finite.cpu() & finite_out

@@ -16,12 +16,20 @@ from attacks import ATTACKS, Attack, SampleRandom, Threat
 from attacks.base import RandomModule
 
 KEYS = sorted(ATTACKS)
-STRONG = [key for key in KEYS if not ATTACKS[key].weak]
+# Attacks with a set of their own are no weaker for leaving a network standing in a ball.
+STRONG = [key for key in KEYS if not ATTACKS[key].weak and not ATTACKS[key].own_set]
 THREATS = [Threat(norm="linf", eps=0.15), Threat(norm="l2", eps=0.6)]
 CLASSES, IMAGES = 4, 12
 
 # Cheaper settings where the defaults would take long.
-SMALL: dict[str, dict[str, object]] = {"cw": {"steps": 40, "search_steps": 4}}
+SMALL: dict[str, dict[str, object]] = {
+    "cw": {"steps": 40, "search_steps": 4},
+    "fab": {"steps": 20},
+    "geometric": {"angles": 5, "shifts": 3},
+    "nattack": {"samples": 30, "steps": 40, "learning_rate": 0.1},
+    "random_search": {"queries": 200},
+    "square": {"queries": 400},
+}
 # Settings that take another path through an attack.
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("fgsm", {"loss": "margin", "target": "least_likely"}),
@@ -35,6 +43,17 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("cw", {"early_abort": True, "kappa": 0.1}),
     ("cw", {"target": "runner_up"}),
     ("cw_published", {"target": "least_likely"}),
+    ("apgd", {"loss": "dlr_targeted", "targets": 2, "steps": 20}),
+    ("apgd", {"loss": "dlr", "restarts": 2, "steps": 20}),
+    ("fab", {"restarts": 2, "targets": 2}),
+    ("fab", {"target": "runner_up"}),
+    ("dct", {"frequencies": 3}),
+    ("dct", {"random_start": False, "loss": "margin", "target": "runner_up"}),
+    ("geometric", {"search": "random", "border": "reflection"}),
+    ("geometric", {"border": "border", "target": "next"}),
+    ("square", {"p_init": None, "restarts": 3, "target": "runner_up"}),
+    ("nattack", {"target": "least_likely", "samples": 1100, "steps": 2}),
+    ("random_search", {"corners": 0.0, "target": "random"}),
 ]
 ALL = [pytest.param(key, {}, id=key) for key in KEYS] + [
     pytest.param(key, extra, id="-".join([key, *(f"{k}={v}" for k, v in extra.items())]))
@@ -70,6 +89,28 @@ INVALID: list[tuple[str, dict[str, object]]] = [
     ("noise", {"sigma": 0.0}),
     ("noise", {"sigma": math.inf}),
     ("noise", {"target": "next"}),
+    ("apgd", {"steps": 0}),
+    ("apgd", {"restarts": 0}),
+    ("apgd", {"loss": "mse"}),
+    ("apgd", {"eot": 0}),
+    ("apgd", {"targets": 0}),
+    ("fab", {"steps": 0}),
+    ("fab", {"restarts": 0}),
+    ("fab", {"targets": 0}),
+    ("fab", {"alpha_max": 1.1}),
+    ("fab", {"eta": 0.9}),
+    ("fab", {"beta": 1.0}),
+    ("dct", {"frequencies": 0}),
+    ("geometric", {"border": "mirror"}),
+    ("square", {"queries": 3}),
+    ("square", {"p_init": 1.5}),
+    ("square", {"restarts": 0}),
+    ("nattack", {"samples": 1}),
+    ("nattack", {"steps": 0}),
+    ("nattack", {"sigma": 0.0}),
+    ("nattack", {"learning_rate": math.nan}),
+    ("random_search", {"queries": 2}),
+    ("random_search", {"corners": 1.5}),
 ]
 
 
