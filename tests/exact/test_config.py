@@ -128,7 +128,7 @@ def test_every_build_of_a_defense_is_a_new_one(plan: Plan) -> None:
             10,
             "attacks.many.step: unknown setting of attack 'pgd' (did you mean 'steps'",
         ),
-        ("name: pgd\n", "name: pdg\n", 9, "attacks.many.name: unknown attack 'pdg' (did you mean 'pgd'?)"),
+        ("name: pgd\n", "name: pdg\n", 9, "attacks.many.name: unknown attack 'pdg' (did you mean 'pgd'"),
         ("eps: 5e-1", "ep: 5e-1", 11, "attacks.many.threat.ep: unknown key (did you mean 'eps'?)"),
         ("depth: 8", "depth: x", 12, "model.depth: expected a whole number, got 'x'"),
         ("epochs: 3", "epochs: 0", 14, "train.epochs: expected a number > 0, got 0"),
