@@ -15,12 +15,10 @@ from attacks.base import (
     SampleRandom,
     Threat,
     check,
-    exact_of,
     input_gradient,
-    is_stochastic,
     per_image,
 )
-from attacks.iterate import Adam, Best, stretch
+from attacks.iterate import Adam, Best, settled
 from attacks.losses import loss_towards
 
 
@@ -86,11 +84,8 @@ class CW(Attack):
                 gain = torch.where(won & (-best.score > 0.99 * before), gain / 2, gain)
                 tau = torch.where(won, (1 - gain) * -best.score, tau)
                 c = torch.where(won, c, 10 * c)
-        exact = exact_of(model)
-        if exact is None or is_stochastic(model):
-            return best.result()
         margin = loss_towards("margin", towards)
-        return stretch(exact, x, best.result(), lambda z, y: margin(z, y) - self.kappa, goal)
+        return settled(model, x, best.result(), lambda z, y: margin(z, y) - self.kappa, goal)
 
     def _search(
         self,

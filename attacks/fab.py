@@ -16,13 +16,12 @@ from attacks.base import (
     SampleRandom,
     Threat,
     check,
-    exact_of,
     input_gradient,
     is_stochastic,
     logits_of,
     per_image,
 )
-from attacks.iterate import Best, steepest, stretch
+from attacks.iterate import Best, settled, steepest
 from attacks.losses import lead, likeliest_wrong, loss_towards
 
 BISECTIONS = 10
@@ -101,10 +100,7 @@ class FAB(Attack):
                 classes = torch.stack([goal, other], 1)[rows]
                 self._descend(model, clean_x, start, classes, towards, threat, streams, best, rows)
         self._bisect(model, x, goal, towards, threat, random, best)
-        exact = exact_of(model)
-        if exact is None or is_stochastic(model):
-            return best.result()
-        return stretch(exact, x, best.result(), loss_towards("margin", towards), goal)
+        return settled(model, x, best.result(), loss_towards("margin", towards), goal)
 
     def _descend(
         self,

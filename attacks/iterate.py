@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attacks.base import Loss, Norm, SampleRandom, Threat, per_image
+from attacks.base import Loss, Norm, SampleRandom, Threat, exact_of, is_stochastic, per_image
 
 
 def steepest(direction: Tensor, norm: Norm) -> Tensor:
@@ -107,6 +107,15 @@ def stretch(exact: Callable[[Tensor], Tensor], x: Tensor, x_adv: Tensor, fools: 
         if len(rows) == 0:
             break
     return result
+
+
+def settled(model: nn.Module, x: Tensor, x_adv: Tensor, fools: Loss, y: Tensor) -> Tensor:
+    """What a minimum-norm attack returns: ``x_adv``, stretched where ``model`` only stands in for a network.
+
+    A random network has no boundary to be met exactly: there the points stay as they are.
+    """
+    exact = exact_of(model)
+    return x_adv if exact is None or is_stochastic(model) else stretch(exact, x, x_adv, fools, y)
 
 
 class Adam:

@@ -67,6 +67,11 @@ class Line:
         return replace(self, row=row)
 
 
+def absent(what: str, name: str) -> Line:
+    """A line for a peer that cannot be measured."""
+    return Line(what, peer=name, note=f"{name} is not installed: pip install -e '.[bench]'")
+
+
 def faster(
     what: str,
     unit: str,

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from attacks import PGD
-from attacks.base import Threat
 from benchmarks.bench import Bench, Which
 from benchmarks.lines import Line, Target
 from benchmarks.timing import Spread, clock
+from benchmarks.training import THREAT
 from robustbench_sparse.fast import attack_and_confirm
-
-THREAT = Threat(norm="linf", eps=8 / 255)
 
 
 def agreement(bench: Bench, budget: float) -> list[Line]:

@@ -10,7 +10,7 @@ from attacks import CW
 from attacks.base import Threat
 from benchmarks import peers
 from benchmarks.bench import Bench
-from benchmarks.lines import Line, faster, number
+from benchmarks.lines import Line, absent, faster, number
 from benchmarks.timing import Side, interleave
 from robustbench_sparse.fast import attack_and_confirm
 
@@ -42,8 +42,7 @@ def cw(bench: Bench, budget: float) -> list[Line]:
     lines = []
     for name in peers.CW:
         if name not in measured:
-            note = f"{name} is not installed: pip install -e '.[bench]'"
-            lines.append(Line(what, peer=name, note=note))
+            lines.append(absent(what, name))
             continue
         other = _Found(bench, model, x, y, measured[name].results[0])
         settings = "Both with c = 1, step size 0.01 and one search, else with their own defaults."

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD
-from attacks.base import Threat
 from benchmarks import peers
 from benchmarks.bench import Bench, Which
-from benchmarks.lines import Line, faster
+from benchmarks.lines import Line, absent, faster
 from benchmarks.timing import Side, interleave
+from benchmarks.training import THREAT
 from robustbench_sparse.fast import attack_and_confirm
 
-THREAT = Threat(norm="linf", eps=8 / 255)
 ALPHA = 2 / 255
 
 
@@ -45,7 +44,7 @@ def every_step(bench: Bench, budget: float) -> list[Line]:
     lines = []
     for name in peers.PGD:
         if name not in measured:
-            lines.append(_absent(what, name))
+            lines.append(absent(what, name))
             continue
         again = ""
         if name == "torchattacks" and len(right[name]) > 1:
@@ -83,7 +82,7 @@ def _to_a_verdict(bench: Bench, budget: float, which: Which, at_least: float) ->
     x, y = bench.part(s.verdict_images)
     what = f"PGD-{s.attack_steps} to a verdict, {which} network"
     if not peers.installed("torchattacks"):
-        return [_absent(what, "torchattacks")]
+        return [absent(what, "torchattacks")]
 
     def ours(number: int) -> Tensor:
         verdicts = []
@@ -128,10 +127,6 @@ def _peer(
         return bench.batches(x, y, lambda x, y, _: attack(x, y))
 
     return Side(name, work, lambda: short(x[: s.batch], y[: s.batch]))
-
-
-def _absent(what: str, name: str) -> Line:
-    return Line(what, peer=name, note=f"{name} is not installed: pip install -e '.[bench]'")
 
 
 def _same(a: Tensor, b: Tensor) -> str:

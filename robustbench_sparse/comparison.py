@@ -8,7 +8,7 @@ import pandas as pd
 
 from robustbench_sparse.errors import UserError, near
 from robustbench_sparse.files import read_json
-from robustbench_sparse.outcomes import Verdicts, read_manifest, verdicts
+from robustbench_sparse.outcomes import Verdicts, check_run_folder, read_manifest, verdicts
 from robustbench_sparse.paired import compare
 
 FLIPS_SHOWN = 12
@@ -94,8 +94,7 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
 
 
 def _read(path: Path) -> tuple[str, Verdicts]:
-    if not (path / "run.json").is_file():
-        raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
+    check_run_folder(path)
     name = str(read_json(path / "run.json").get("run_id", path.name))
     found = verdicts(path / "outcomes", read_manifest(path.parent.parent))
     if "clean" not in found.columns:

@@ -27,6 +27,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
+from robustbench_sparse.outcomes import check_run_folder
 from robustbench_sparse.plan import Plan
 from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
@@ -139,8 +140,7 @@ def _run_folder(target: object) -> Path | None:
         return None
     path = Path(str(target))
     if path.is_dir():
-        if not (path / "run.json").exists():
-            raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
+        check_run_folder(path)
         return path
     if ":" not in str(target):
         raise UserError(f"{target}: expected a run's folder or package.module:factory")

@@ -76,11 +76,7 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K), in float32 where the network computes in bfloat16."""
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            out: Tensor = self.twin(x)
-        return out.float() if out.dtype == torch.bfloat16 else out
+        return _logits(self.twin, x, self.precision)
 
     def warm_up(self, x: Tensor) -> None:
         """Compile now, for images like ``x`` (B, C, H, W); fall back to eager where that fails."""
@@ -90,8 +86,21 @@ class FastNetwork(nn.Module):
             point = x.detach().clone().requires_grad_(True)
             torch.autograd.grad(self(point).sum(), point)
         except Exception as e:  # whatever a compiler may raise, the eager network is still there
-            self.note = f"compiling failed: {type(e).__name__}: {one_line(e)[:160]}"
+            self.note = _failed(e)
             switch_off(self.twin)
+
+
+def _logits(network: nn.Module, x: Tensor, precision: Precision) -> Tensor:
+    """A forward pass, channels-last and in a precision; logits in float32 where that is bfloat16."""
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        out: Tensor = network(x)
+    return out.float() if out.dtype == torch.bfloat16 else out
+
+
+def _failed(e: Exception) -> str:
+    return f"compiling failed: {type(e).__name__}: {one_line(e)[:160]}"
 
 
 class Region(nn.Module):
@@ -159,11 +168,7 @@ class FastTraining:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K), in float32 where the network computes in bfloat16."""
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            out: Tensor = self._network(x)
-        return out.float() if out.dtype == torch.bfloat16 else out
+        return _logits(self._network, x, self.precision)
 
     def warm_up(self, x: Tensor) -> None:
         """Compile now, for minibatches like ``x`` (B, C, H, W); weights, statistics and streams stay untouched."""
@@ -178,7 +183,7 @@ class FastTraining:
                 self.model.train()
                 torch.autograd.grad(self(x).sum(), parameters, allow_unused=True)
         except Exception as e:  # whatever a compiler may raise, the eager network is still there
-            self.note = f"compiling failed: {type(e).__name__}: {one_line(e)[:160]}"
+            self.note = _failed(e)
             self._network = self.model
         finally:
             self.model.train(was_training)

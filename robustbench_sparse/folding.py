@@ -82,24 +82,29 @@ class _Tracer(fx.Tracer):
         return isinstance(m, RandomModule) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _nodes(model: nn.Module) -> list[fx.Node]:
+    """The calls of a forward pass in the order in which they run; none where it cannot be traced."""
+    try:
+        return list(_Tracer().trace(model).nodes)
+    except Exception:  # a forward pass may do anything
+        return []
+
+
 def pairs_of(model: nn.Module) -> dict[str, str]:
     """Batch-norm layers that directly follow a convolution or linear layer: name of the layer -> of the norm.
 
     Empty where the network's forward pass cannot be traced. A pair is safe to fold: both layers run once, and
     the first one's output goes nowhere else.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception:  # a forward pass may do anything; nothing is folded then
-        return {}
+    nodes = _nodes(model)
     modules = dict(model.named_modules())
     calls: dict[nn.Module, int] = {}
-    for node in graph.nodes:
+    for node in nodes:
         if node.op == "call_module":
             module = modules[str(node.target)]
             calls[module] = calls.get(module, 0) + 1
     pairs: dict[str, str] = {}
-    for node in graph.nodes:
+    for node in nodes:
         if node.op != "call_module" or not _is_plain(modules[str(node.target)], _NORMS):
             continue
         before = node.args[0] if node.args else None
@@ -117,11 +122,9 @@ def stems_of(model: nn.Module) -> list[str]:
     Where the network's forward pass cannot be traced: the first such layer in its list.
     """
     modules = dict(model.named_modules())
-    layers = [name for name, m in modules.items() if isinstance(m, _FOLDABLE)]
-    try:
-        nodes = list(_Tracer().trace(model).nodes)
-    except Exception:  # see pairs_of
-        return layers[:1]
+    nodes = _nodes(model)
+    if not nodes:
+        return [name for name, m in modules.items() if isinstance(m, _FOLDABLE)][:1]
     found: list[str] = []
     # Nodes come in the order in which they run; what depends on the image through no layer is marked on the way.
     raw = {node for node in nodes if node.op == "placeholder"}

@@ -38,6 +38,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_run_folder(path: Path) -> None:
+    """UserError unless it is a run's folder."""
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
+
+
 def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Rate cells of one run; what keeps them from being complete; and what was put right on the way."""
     found = verdicts(folder, manifest)

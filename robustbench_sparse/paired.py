@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+Gap = np.ndarray[tuple[int], np.dtype[np.float64]]  # first minus second, per image
 RESAMPLES = 10_000
 _SEED = 20_003  # of the bootstrap and the permutations: the same verdicts give the same figures
 
@@ -60,7 +61,10 @@ def interval(first: Sequence[float], second: Sequence[float], level: float = 0.9
     Raises:
         ValueError: for different lengths or verdicts outside [0, 1].
     """
-    gap = _gap(first, second)
+    return _interval(_gap(first, second), level)
+
+
+def _interval(gap: Gap, level: float = 0.95) -> tuple[float, float]:
     n = len(gap)
     if n == 0:
         return math.nan, math.nan
@@ -84,7 +88,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Paired:
     if len(gap) == 0:
         raise ValueError("first: expected at least one image, got none")
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    low, high = interval(first, second)
+    low, high = _interval(gap)
     right_a, right_b = a > 0.5, b > 0.5
     lost, won = np.flatnonzero(right_a & ~right_b), np.flatnonzero(right_b & ~right_a)
     sharp = bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
@@ -127,18 +131,18 @@ def ranks(rows: Sequence[Sequence[float]]) -> list[int]:
     return [1 + sum(interval(other, row)[0] > 0 for other in rows if other is not row) for row in rows]
 
 
-def _gap(first: Sequence[float], second: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _gap(first: Sequence[float], second: Sequence[float]) -> Gap:
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"second: expected verdicts of the same {a.shape} images, got {b.shape}")
     for name, values in (("first", a), ("second", b)):
         if len(values) and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name}: expected verdicts in [0, 1]")
-    gap: np.ndarray[tuple[int], np.dtype[np.float64]] = a - b
+    gap: Gap = a - b
     return gap
 
 
-def _bootstrap(gap: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
+def _bootstrap(gap: Gap) -> tuple[float, float]:
     """Percentile interval of the mean over images drawn with replacement.
 
     The means depend on how often each value is drawn, so the few different values are drawn, not the images.
@@ -149,7 +153,7 @@ def _bootstrap(gap: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float
     return float(low), float(high)
 
 
-def _permutation(gap: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def _permutation(gap: Gap) -> float:
     """Two-sided p: the sign of each image's difference is a coin's toss between equally good networks."""
     sizes, counts = np.unique(np.abs(gap[gap != 0]), return_counts=True)
     if len(sizes) == 0:

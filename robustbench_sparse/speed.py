@@ -95,7 +95,6 @@ def for_attacks(
     """
     if work < SMALL_WORK:
         return _plain(precision, compile, batch_size or PLAIN_BATCH)
-    x = x[: min(len(x), 512)]
 
     def measure() -> Speed:
         sample, rates = x[:_CALIBRATION_BATCH], {}
@@ -103,10 +102,10 @@ def for_attacks(
         for kind in _candidates(precision):
             candidates[kind] = FastNetwork(model, precision=kind) if kind == "bf16" else model
         rates = _rates({k: _pass(n, sample) for k, n in candidates.items()}, len(sample))
-        best = _better(rates, "fp32", "bf16")
+        best = _faster(rates)
         network, use = candidates[best], compile == "on"
         if compile != "off" and (use or work >= LARGE_WORK):
-            fast = FastNetwork(model, precision=best, compile=True)  # type: ignore[arg-type]
+            fast = FastNetwork(model, precision=best, compile=True)
             fast.warm_up(sample)
             if fast.is_compiled:
                 eager, quick = best, f"{best} compiled"
@@ -114,7 +113,7 @@ def for_attacks(
                 use = use or rates[quick] > _GAIN * rates[eager]
                 network = fast if use else network
         size = batch_size or _batch_size(network, x, rates)
-        return Speed(precision=best, compile=use, batch_size=size, reason="measured", measured=rates)  # type: ignore[arg-type]
+        return Speed(precision=best, compile=use, batch_size=size, reason="measured", measured=rates)
 
     question = {
         "attacks": work >= LARGE_WORK,
@@ -146,27 +145,27 @@ def for_training(
     if work < SMALL_WORK or "auto" not in (precision, compile):
         return _plain(precision, compile, len(x))
 
-    def step(kind: str, compiled: bool) -> Callable[[], object]:
-        forward = FastTraining(model, precision=kind, compile=compiled)  # type: ignore[arg-type]
+    def step(kind: Precision, compiled: bool) -> Callable[[], object]:
+        forward = FastTraining(model, precision=kind, compile=compiled)
         forward.warm_up(x)
         parts = [_training_pass(forward, x)]
         if passes:
             attacked: nn.Module = model
             if kind == "bf16" or compiled:
-                attacked = FastNetwork(model, precision=kind, compile=compiled)  # type: ignore[arg-type]
+                attacked = FastNetwork(model, precision=kind, compile=compiled)
                 attacked.warm_up(x)
             parts += [_pass(attacked, x)] * passes
         return lambda: [part() for part in parts]
 
     def measure() -> Speed:
         rates = _rates({kind: step(kind, False) for kind in _candidates(precision)}, len(x))
-        best = _better(rates, "fp32", "bf16")
+        best = _faster(rates)
         use = compile == "on"
         if compile == "auto" and work >= LARGE_WORK:
             quick = f"{best} compiled"
             rates |= _rates({best: step(best, False), quick: step(best, True)}, len(x))
             use = rates[quick] > _GAIN * rates[best]
-        return Speed(precision=best, compile=use, batch_size=len(x), reason="measured", measured=rates)  # type: ignore[arg-type]
+        return Speed(precision=best, compile=use, batch_size=len(x), reason="measured", measured=rates)
 
     question = {
         "training": work >= LARGE_WORK,
@@ -216,11 +215,11 @@ def _candidates(precision: str) -> Sequence[Precision]:
     return ("bf16",) if precision == "bf16" else ("fp32",)
 
 
-def _better(rates: Mapping[str, float], plain: str, other: str) -> str:
-    """``other`` only where it gains something."""
-    if plain not in rates:
-        return other
-    return other if rates.get(other, 0.0) > _GAIN * rates[plain] else plain
+def _faster(rates: Mapping[str, float]) -> Precision:
+    """bfloat16 only where it gains something, or nothing else was tried."""
+    if "fp32" not in rates:
+        return "bf16"
+    return "bf16" if rates.get("bf16", 0.0) > _GAIN * rates["fp32"] else "fp32"
 
 
 def _gradient(network: nn.Module, x: Tensor) -> Tensor:

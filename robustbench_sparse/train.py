@@ -122,7 +122,7 @@ class Trainer:
         self.trained = Trained()
         self.speed = Speed()
         self._forward = FastTraining(self.model, precision="fp32", compile=False)
-        self._sample = data.images("train", 1, torch.Generator())
+        self._sample: Tensor  # a minibatch to compile for, set with a stage's speed
         self._fast: FastNetwork | None = None
         self._validated: FastNetwork | None = None
         self.s = Step(self.model, None, threat, self.streams.get("data"), data.images)

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attacks import SampleRandom
+from attacks.base import RandomModule
 
 
 def streams(count: int, seed: int = 0) -> SampleRandom:
@@ -81,3 +82,16 @@ def digits_net() -> tuple[nn.Module, Tensor, Tensor]:
     net.eval()
     right = net(x[1400:]).argmax(1) == y[1400:]
     return net, x[1400:][right][:150], y[1400:][right][:150]
+
+
+class Shaky(RandomModule):
+    """Adds noise to the logits of a network, and counts its passes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        z = self.net(x)
+        return z + 3 * self.draw(z)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from attack_models import digits_net, linear_net, streams, weights
+from attack_models import Shaky, digits_net, linear_net, streams, weights
 from torch import Tensor, nn
 
 from attacks import PGD
-from attacks.base import RandomModule, Threat
+from attacks.base import Threat
 from attacks.dct import DCT, LowPass, dct_matrix
 from attacks.iterate import steepest
 
@@ -139,17 +139,6 @@ def test_result_depends_neither_on_the_batch_nor_on_the_global_generator(threat:
         alone = attack(net, x[i : i + 1], y[i : i + 1], threat, streams(10).subset(torch.tensor([i])))
         assert (alone - together[i]).abs().max() < 1e-9
     assert torch.equal(torch.get_rng_state(), before)
-
-
-class Shaky(RandomModule):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.calls = net, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        z = self.net(x)
-        return z + 3 * self.draw(z)
 
 
 def test_a_random_network_is_climbed_to_the_last_step_with_averaged_gradients() -> None:

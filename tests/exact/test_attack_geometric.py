@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from attack_models import digits_net, streams
+from attack_models import Shaky, digits_net, streams
 from torch import Tensor, nn
 
-from attacks.base import RandomModule, Threat
+from attacks.base import Threat
 from attacks.geometric import Geometric, transform
 
 SIZE, BREAKS = 33, 11.3
@@ -192,17 +192,6 @@ def test_result_depends_neither_on_the_batch_nor_on_the_global_generator(search:
         alone = attack(net, x[i : i + 1], y[i : i + 1], ANY, streams(10).subset(torch.tensor([i])))
         assert (alone - together[i]).abs().max() < 1e-12
     assert torch.equal(torch.get_rng_state(), before)
-
-
-class Shaky(RandomModule):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.calls = net, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        z = self.net(x)
-        return z + 3 * self.draw(z)
 
 
 def test_no_lucky_miss_ends_the_search_on_a_random_network() -> None:
