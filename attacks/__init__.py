@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attacks.apgd import APGD
+from attacks.autoattack import AutoAttack
 from attacks.base import Attack, SampleRandom, Threat
 from attacks.cw import CW
 from attacks.cw_published import CWPublished
@@ -16,9 +17,11 @@ from attacks.noise import GaussianNoise
 from attacks.pgd import PGD
 from attacks.random_search import RandomSearch
 from attacks.square import Square
+from attacks.transfer import Transfer
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
+    "autoattack": AutoAttack,
     "cw": CW,
     "cw_published": CWPublished,
     "dct": DCT,
@@ -31,6 +34,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "random_search": RandomSearch,
     "square": Square,
+    "transfer": Transfer,
 }
 
 __all__ = [
@@ -43,6 +47,7 @@ __all__ = [
     "IFGSM",
     "PGD",
     "Attack",
+    "AutoAttack",
     "CWPublished",
     "GaussianNoise",
     "Geometric",
@@ -51,4 +56,5 @@ __all__ = [
     "SampleRandom",
     "Square",
     "Threat",
+    "Transfer",
 ]

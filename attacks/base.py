@@ -272,11 +272,16 @@ class Attack(ABC):
         bounded: every candidate lies in the threat's ball; where False, those outside are judged as projected.
         own_set: candidates form a set of their own, such as rotations, and are judged as they are; only those that
             happen to lie in the threat's ball count for ``worst``.
+        black_box: the network is only asked for its answers, never for a gradient.
+        batch_dependent: the candidates of an image may depend on the other images of its batch: the batch size then
+            belongs to what determines the numbers.
     """
 
     weak: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     own_set: ClassVar[bool] = False
+    black_box: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool] = False
     target: Target = "none"
 
     def __post_init__(self) -> None:
@@ -330,8 +335,23 @@ class Attack(ABC):
 
     @property
     def passes(self) -> int:
-        """Gradient passes per image at most: steps x restarts x searches x eot, of those the attack has."""
+        """Gradient passes per image at most: steps x restarts x searches x eot, of those the attack has.
+
+        That is on a random network; another one is sent each image once where ``eot`` would average, and takes an
+        ``eot``-th of them. A black-box attack has none.
+        """
+        if self.black_box:
+            return 0
         return math.prod(int(getattr(self, n, 1) or 1) for n in ("steps", "restarts", "search_steps", "eot"))
+
+    @property
+    def cost(self) -> int:
+        """Work per image at most, in forward passes: a gradient pass counts as two, a query as one.
+
+        On a network that is not random; a random one takes ``eot`` times as much.
+        """
+        eot = int(getattr(self, "eot", 1) or 1)
+        return 2 * (self.passes // eot) + int(getattr(self, "queries", 0))
 
     def aim(
         self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, eot: int = 1

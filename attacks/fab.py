@@ -36,9 +36,9 @@ class FAB(Attack):
     them. A point that fools is drawn back towards the clean image. The paths go towards the likeliest wrong classes
     one after another; any wrong class counts. At the end a bisection between the clean image and the best point.
 
-    The radius of the threat is not used, but for random restarts, which start at distance min(u, eps) / 2, u the
-    smallest norm found so far. Each image's candidate is the smallest perturbation found, inside the ball or not,
-    and the clean image if there is none.
+    The radius of the threat is not used, but for ``within`` and for random restarts, which start at distance
+    min(u, eps) / 2, u the smallest norm found so far. Each image's candidate is the smallest perturbation found, inside
+    the ball or not, and the clean image if there is none.
 
     Args:
         target: see :class:`attacks.base.Attack`; with a class to reach, ``targets`` is unused.
@@ -48,6 +48,8 @@ class FAB(Attack):
         alpha_max: largest weight of the clean image's projection, in [0, 1].
         eta: extrapolation beyond the hyperplane, >= 1.
         beta: where between the clean image (0) and a point that fools (1) the path goes on.
+        within: on a network that is not random, an image tries no further class once its smallest perturbation lies in
+            the threat's ball: enough for a verdict, not for a distance.
         eot: passes averaged per step when the network is random; 1 pass otherwise.
     """
 
@@ -58,6 +60,7 @@ class FAB(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    within: bool = False
     eot: int = 1
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class FAB(Attack):
             rows = (~best.fooled).nonzero().flatten()  # nothing is smaller than no perturbation
         for restart in range(self.restarts):
             for other in goal[None] if towards else likeliest_wrong(clean, y, self.targets).T:
+                if self.within and not is_stochastic(model):
+                    rows = rows[best.score[rows] < -threat.eps]
                 if len(rows) == 0:
                     break
                 clean_x, streams, start = x[rows], random.subset(rows), x[rows]

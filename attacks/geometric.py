@@ -71,6 +71,7 @@ class Geometric(Attack):
 
     bounded: ClassVar[bool] = False
     own_set: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
     search: Literal["grid", "random"] = "grid"
     max_angle: float = 30.0
     max_shift: float = 3.0
@@ -88,11 +89,6 @@ class Geometric(Attack):
         for name in ("angles", "shifts", "draws", "eot"):
             check(getattr(self, name) >= 1, name, "an integer >= 1", getattr(self, name))
         check(self.border in get_args(Border), "border", " or ".join(get_args(Border)), self.border)
-
-    @property
-    def passes(self) -> int:
-        """Gradient passes per image: none."""
-        return 0
 
     @property
     def queries(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class NAttack(Attack):
         eot: passes averaged per query when the network is random; 1 pass otherwise.
     """
 
+    black_box: ClassVar[bool] = True
     samples: int = 300
     steps: int = 600
     sigma: float = 0.1
@@ -50,11 +52,6 @@ class NAttack(Attack):
         rate = self.learning_rate
         check(0 < rate < math.inf, "learning_rate", "a finite number > 0", rate)
         check(self.eot >= 1, "eot", "an integer >= 1", self.eot)
-
-    @property
-    def passes(self) -> int:
-        """Gradient passes per image: none."""
-        return 0
 
     @property
     def queries(self) -> int:

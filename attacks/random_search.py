@@ -74,6 +74,7 @@ class RandomSearch(Attack):
     """
 
     weak: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
     queries: int = 10_000
     corners: float = 0.5
     eot: int = 1
@@ -88,11 +89,6 @@ class RandomSearch(Attack):
         """Raise ValueError for a ball without a uniform distribution."""
         finite = threat.norm == "linf" or math.isfinite(threat.eps)
         check(finite, "eps", "a finite number for random draws in an l2 ball", threat.eps)
-
-    @property
-    def passes(self) -> int:
-        """Gradient passes per image: none."""
-        return 0
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """Return a candidate (B, C, H, W) per image."""

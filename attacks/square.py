@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Square(Attack):
         eot: passes averaged per query when the network is random; 1 pass otherwise.
     """
 
+    black_box: ClassVar[bool] = True
     queries: int = 5000
     p_init: float | None = 0.8
     restarts: int = 1
@@ -68,11 +70,6 @@ class Square(Attack):
         """Raise ValueError where there is no perturbation to fill with."""
         finite = threat.norm == "linf" or math.isfinite(threat.eps)
         check(finite, "eps", "a finite number for l2", threat.eps)
-
-    @property
-    def passes(self) -> int:
-        """Gradient passes per image: none."""
-        return 0
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """Return a candidate (B, C, H, W) per image."""
