@@ -13,6 +13,7 @@ from defenses.base import (
     overrides,
     prunable,
 )
+from defenses.broken import Broken
 from defenses.clip import CLIP
 from defenses.controller import Controlled
 from defenses.enresnet import EnResNet, Ensemble
@@ -22,6 +23,7 @@ from defenses.rgsm import RGSM
 from defenses.spectral_penalty import SpectralPenalty
 
 DEFENSES: dict[str, type[Defense]] = {
+    "broken": Broken,
     "pgd_at": PGDAT,
     "clip": CLIP,
     "spectral_penalty": SpectralPenalty,
@@ -35,6 +37,7 @@ __all__ = [
     "PGDAT",
     "REGULARISERS",
     "RGSM",
+    "Broken",
     "Controlled",
     "Defense",
     "EnResNet",

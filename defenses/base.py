@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,12 @@ class Defense:
     """Base of all defenses. Every hook does nothing unless a subclass writes it.
 
     Hooks of several defenses run in the order of the config's list.
+
+    Attributes:
+        sparsifies: the deployed network has zeros on account of this defense; without it, it would be dense.
     """
 
+    sparsifies: ClassVar[bool] = False
     memory: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class RGSM(Defense):
             published, lets the layer die.
     """
 
+    sparsifies: ClassVar[bool] = True
     regulariser: Literal["group_lasso", "group_l0"] = "group_lasso"
     lam: float = 0.0
     beta: float = 0.0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, RandomModule, Threat, noise_from
-from defenses import CLIP, DEFENSES, PGDAT, RGSM, Defense, EnResNet, SpectralPenalty, Step, overrides
+from defenses import CLIP, DEFENSES, PGDAT, RGSM, Broken, Defense, EnResNet, SpectralPenalty, Step, overrides
 
 ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
 X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -25,6 +25,7 @@ ZERO: dict[str, list[Defense]] = {
     "spectral_penalty": [SpectralPenalty(), SpectralPenalty(power_iterations=1)],
     "enresnet": [EnResNet(members=1, noise=0.0)],
     "rgsm": [RGSM(), RGSM(beta=0.7), RGSM(beta=0.7, regulariser="group_l0", keep_one=True)],
+    "broken": [Broken()],
 }
 # At these it must show.
 STRONG: dict[str, list[Defense]] = {
@@ -37,6 +38,14 @@ STRONG: dict[str, list[Defense]] = {
     "spectral_penalty": [SpectralPenalty(lam=0.01), SpectralPenalty(lam=0.01, power_iterations=1)],
     "enresnet": [EnResNet(), EnResNet(members=1, scale="batch")],
     "rgsm": [RGSM(lam=0.1, beta=0.5), RGSM(lam=0.1, beta=0.5, regulariser="group_l0"), RGSM(lam2=0.01)],
+    "broken": [
+        Broken(how="scaled_logits"),
+        Broken(how="quantised_input", strength=2.0),
+        Broken(how="sigmoid_outputs"),
+        Broken(how="batch_noise"),
+        Broken(how="noise"),
+        Broken(how="jpeg", strength=10.0),
+    ],
 }
 INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (PGDAT, {"eps": -0.1}, "eps"),
@@ -75,6 +84,14 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (RGSM, {"beta": -1.0}, "beta"),
     (RGSM, {"lam2": float("inf")}, "lam2"),
     (RGSM, {"lam": 0.1}, "beta"),
+    (Broken, {"how": "nothing"}, "how"),
+    (Broken, {"strength": 1.0}, "strength"),
+    (Broken, {"how": "constant_gradient", "strength": 1.0}, "strength"),
+    (Broken, {"how": "scaled_logits", "strength": 0.0}, "strength"),
+    (Broken, {"how": "quantised_input", "strength": 0.5}, "strength"),
+    (Broken, {"how": "k_wta", "strength": 1.1}, "strength"),
+    (Broken, {"how": "noise", "strength": float("inf")}, "strength"),
+    (Broken, {"how": "jpeg", "strength": 0.0}, "strength"),
 ]
 
 
