@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,25 @@ import pandas as pd
 import torch
 from torch import nn
 
+from attacks.base import is_stochastic
 from robustbench_sparse import leaderboard
+from robustbench_sparse.certificate.examination import Examination
 from robustbench_sparse.config import load, resolve
 from robustbench_sparse.data.base import DataError, Dataset
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.devices import choose_device, cpu_threads
 from robustbench_sparse.errors import UserError, near, one_line
 from robustbench_sparse.files import locked, write_json
 from robustbench_sparse.judge import Judge, Protocol, plain
 from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.runs import RunFolder, locate
+from robustbench_sparse.relatives import Relative, Relatives, parent_of, twin_of
+from robustbench_sparse.runs import RunFolder, locate, sha256
 from robustbench_sparse.sparsity import count_macs
 from robustbench_sparse.speed import Speed, for_attacks, recorded
+from robustbench_sparse.stored import rebuilt
 from robustbench_sparse.streams import derive
 from robustbench_sparse.train import Trainer, build_network, on_device
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` (a GPU where there is one), ``cpu`` or ``cuda``."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device: expected auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        # The same numbers every time matter more here than the last percent of speed.
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-    return device
 
 
 def run_benchmark(
@@ -97,20 +87,10 @@ def run_benchmark(
             for run in runs:
                 place = locate(folder, plan, run, seed, dataset)
                 _train(place, plan, run, data, show)
-                _evaluate(place, plan, run, data, dataset, show)
+                kin = _relatives(folder, plan, run, seed, data, dataset, runs, show)
+                _evaluate(place, plan, run, data, dataset, kin, show)
                 table = leaderboard.write(folder)
     return table
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many CPU threads for the length of a block; None leaves the number as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
@@ -186,6 +166,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "attacks": [a.label for a in plan.attacks],
         "settings": {a.label: plain(a.record()) for a in plan.attacks},
         "threat": plan.config.threat.model_dump(),
+        "certificate": plan.config.evaluation.certificate,
         "runs": runs,
         "published": plan.published,
     }
@@ -200,8 +181,56 @@ def _train(place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, show:
     place.store(trainer.train())
 
 
+def _relatives(
+    folder: Path,
+    plan: Plan,
+    run: RunPlan,
+    seed: int,
+    data: PreparedData,
+    dataset: Dataset,
+    chosen: Sequence[RunPlan],
+    show: Show,
+) -> Relatives:
+    """The row's relatives. One that is worked on anyway is trained first; another takes part if it is there."""
+    by_label = {other.label: other for other in plan.runs}
+
+    def find(source: str) -> Relative:
+        if source not in by_label:
+            path = Path(source)
+            network = rebuilt(path, data.channels, data.size, data.classes)
+            return Relative(source, on_device(network, data.device), sha256(path / "model.safetensors"))
+        place = locate(folder, plan, by_label[source], seed, dataset)
+        _train(place, plan, by_label[source], data, show)
+        training = place.training()
+        if training is None or training["status"] != "complete":
+            raise UserError(f"runs.{source}: not trained to the end, so nothing can be made on it")
+        network = on_device(place.network(by_label[source], dataset), data.device)
+        return Relative(source, network, training["weights_sha256"])
+
+    def known(label: str | None) -> Relative | None:
+        if label is None or plan.config.evaluation.certificate == "off":
+            return None
+        training = locate(folder, plan, by_label[label], seed, dataset).training()
+        there = training is not None and training["status"] == "complete"
+        return find(label) if there or (training is None and by_label[label] in chosen) else None
+
+    return Relatives(
+        twin=known(twin_of(plan, run)),
+        undefended=not run.defenses,
+        parent=known(parent_of(plan, run)),
+        find=find,
+        seeds=len(plan.config.seeds),
+    )
+
+
 def _evaluate(
-    place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, dataset: Dataset, show: Show
+    place: RunFolder,
+    plan: Plan,
+    run: RunPlan,
+    data: PreparedData,
+    dataset: Dataset,
+    kin: Relatives,
+    show: Show,
 ) -> None:
     training = place.training()
     assert training is not None
@@ -220,6 +249,7 @@ def _evaluate(
         f"{training['weights_sha256']}/{dataset.fingerprint}",
         show,
         f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label,
+        kin,
     )
 
 
@@ -232,6 +262,7 @@ def judge_network(
     identity: str,
     show: Show,
     title: str,
+    kin: Relatives | None = None,
 ) -> None:
     """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
 
@@ -243,13 +274,16 @@ def judge_network(
         seed: the run's.
         identity: names the weights and the data set.
         show, title: where progress goes, and under which name.
+        kin: other networks that some attacks and checks need.
     """
-    c = plan.config.evaluation
+    c, kin = plan.config.evaluation, kin or Relatives()
+    attacks = [kin.bound(a) for a in plan.attacks]
     x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
 
     def choose() -> Speed:
-        passes = sum(a.attack.passes for a in plan.attacks)
-        work = 2.0 * passes * data.count("test") * count_macs(model, data.channels, data.size)
+        random = is_stochastic(model)
+        passes = sum(a.attack.cost * (int(getattr(a.attack, "eot", 1)) if random else 1) for a in attacks)
+        work = float(passes) * data.count("test") * count_macs(model, data.channels, data.size)
         size = None if c.batch_size == "auto" else c.batch_size
         return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
 
@@ -262,7 +296,8 @@ def judge_network(
         precision=speed.precision,
     )
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
-    if judge.all_done(plan.attacks):
+    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    if judge.all_done(attacks) and examination.is_done():
         return
     stand_in, note = speed.stand_in(model, x[: speed.batch_size])
     if note:
@@ -270,4 +305,5 @@ def judge_network(
     if stand_in is None:
         protocol = replace(protocol, precision="fp32")
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
-    judge.everything(plan.attacks)
+    judge.everything(attacks)
+    Examination(judge, attacks, c.certificate, plan.threat, kin).make()

@@ -56,6 +56,10 @@ Precision = Annotated[
 Compile = Annotated[
     str | None, typer.Option(help="auto, on or off: torch.compile for both.", show_default=False)
 ]
+Certificate = Annotated[
+    str | None,
+    typer.Option(help="off, quick or full: examine whether the numbers can be believed.", show_default=False),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge only so many test images.")]
 Format = Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -136,6 +140,7 @@ def run(
     device: Device = "auto",
     data_root: DataRoot = None,
     limit: Limit = None,
+    certificate: Certificate = None,
     precision: Precision = None,
     compile: Compile = None,
     quiet: Quiet = False,
@@ -152,6 +157,7 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
       robustbench-sparse run configs/quickstart.yaml --set train.epochs=2
       robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
+      robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
     """
     from robustbench_sparse.benchmark import run_benchmark
@@ -162,7 +168,11 @@ def run(
         table = run_benchmark(
             config,
             out=out,
-            changes=[*(changes or []), *_speed(precision, compile, ("train", "evaluation"))],
+            changes=[
+                *(changes or []),
+                *_speed(precision, compile, ("train", "evaluation")),
+                *_certified(certificate),
+            ],
             only=labels,
             seeds=chosen,
             device=device,
@@ -187,7 +197,7 @@ def evaluate(
     ],
     dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
     attacks: Annotated[str | None, typer.Option(help="Names of attacks, as in fgsm,pgd.")] = None,
-    suite: Annotated[str | None, typer.Option(help="A named list of attacks, such as standard.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Attacks by name: quick, standard or full.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the factory's network.")] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
     eps: Annotated[str | None, typer.Option(help="Radius, as in 8/255 or 0.5.")] = None,
@@ -195,6 +205,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     limit: Limit = None,
     device: Device = "auto",
+    certificate: Certificate = None,
     precision: Precision = None,
     compile: Compile = None,
     data_root: DataRoot = None,
@@ -236,7 +247,11 @@ def evaluate(
             device=device,
             data_root=data_root,
             out=out,
-            changes=[*(changes or []), *_speed(precision, compile, ("evaluation",))],
+            changes=[
+                *(changes or []),
+                *_speed(precision, compile, ("evaluation",)),
+                *_certified(certificate),
+            ],
             show=show,
         )
     _print([table], form)
@@ -276,17 +291,20 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="attacks, defenses, models, datasets, optimizers, schedules or configs.",
+            help="attacks, defenses, models, datasets, optimizers, schedules, suites or configs.",
             show_default=False,
         ),
     ],
 ) -> None:
     """List what a config can name: each with one line and its settings with their defaults.
 
+    Of a suite: its attacks, and what they take per image at most.
+
     \b
     Examples:
       robustbench-sparse list attacks
       robustbench-sparse list defenses
+      robustbench-sparse list suites
       robustbench-sparse list configs
     """
     from robustbench_sparse.listing import lines_of
@@ -354,6 +372,73 @@ def compare(
         sys.stdout.write(comparison.text_of(table, str(first), str(second)))
 
 
+@app.command()
+@_guarded
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    failed: Annotated[bool, typer.Option("--failed", help="Only the checks that failed.")] = False,
+) -> None:
+    """Say why a row's numbers can or cannot be believed: every check of its certificate.
+
+    For each: what was done, what was found, the rule, what a failure means and
+    what to do next. Certificates are made by run and evaluate: see --certificate.
+
+    \b
+    Examples:
+      robustbench-sparse run configs/quickstart.yaml --certificate quick
+      robustbench-sparse explain results/quickstart/runs/pgd_at-s0-1a2b3c4d
+      robustbench-sparse explain RUN --failed
+    """
+    from robustbench_sparse.certificate import reading
+    from robustbench_sparse.outcomes import check_run_folder, read_manifest
+
+    check_run_folder(run)
+    sys.stdout.write(reading.explain(run, read_manifest(run.absolute().parent.parent), failed_only=failed))
+
+
+@app.command()
+@_guarded
+def curve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    attack: Annotated[
+        str, typer.Option(metavar="LABEL", help="A minimum-norm attack, such as cw.", show_default=False)
+    ],
+    eps: Annotated[
+        str | None, typer.Option(help="Radii, as in 0,0.1,8/255; by default 21 of them.", show_default=False)
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
+    ] = None,
+) -> None:
+    """Accuracy at every radius, from one outcome of an attack that seeks the smallest perturbation.
+
+    Nothing is attacked again. Attacks that stay inside a ball say nothing
+    beyond it and have no curve. The plot needs matplotlib (the extra "plot").
+
+    \b
+    Examples:
+      robustbench-sparse curve results/quickstart/runs/A --attack cw
+      robustbench-sparse curve RUN --attack cw --eps 0,0.1,0.2 --format csv
+      robustbench-sparse curve RUN --attack fab --plot curve.png
+    """
+    if form not in ("table", "csv"):
+        raise UserError(f"--format: expected table or csv, got {form!r}")
+    radii = None if eps is None else [_radius(part.strip()) for part in eps.split(",")]
+    from robustbench_sparse import curve as curves
+
+    table = curves.curve(run, attack, radii)
+    if plot is not None:
+        curves.plot(table, plot)
+    if form == "csv":
+        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
+    else:
+        sys.stdout.write(curves.text_of(table))
+    if plot is not None:
+        typer.echo(f"\nwritten: {plot}", err=True)
+
+
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
@@ -367,6 +452,10 @@ def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -
     """The options as changes of a config; its schema knows which values there are."""
     options = {"precision": precision, "compile": compile}
     return [f"{part}.{k}={v}" for part in parts for k, v in options.items() if v is not None]
+
+
+def _certified(level: str | None) -> list[str]:
+    return [] if level is None else [f"evaluation.certificate={level}"]
 
 
 def _radius(text: str) -> float:

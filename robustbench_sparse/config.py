@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from attacks import ATTACKS
 from attacks.base import Attack
+from attacks.transfer import NOISE_OFF, Transfer
 from defenses import DEFENSES
 from defenses.base import Defense, overrides
 from robustbench_sparse import yaml_numbers
@@ -24,6 +25,7 @@ from robustbench_sparse.optim import OPTIMISERS, SCHEDULES, OptimiserSpec, Sched
 from robustbench_sparse.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
 from robustbench_sparse.plugins import SettingError, build, expectation
 from robustbench_sparse.schema import BenchmarkConfig, Entry, RunConfig, StageConfig, ThreatConfig
+from robustbench_sparse.suites import SUITES
 
 METRIC_COLUMNS = ("clean", "worst", *SPARSITIES)
 
@@ -161,8 +163,11 @@ def resolve(
     config: BenchmarkConfig = where.model(BenchmarkConfig, raw, ())
     data = _named(config.data)
     dataset = where.build(DATASETS, data, "dataset", DatasetSpec, ("data",))
-    attacks = [_attack(where, label, entry, config) for label, entry in config.attacks.items()]
+    attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
     runs = [_run(where, label, run, config) for label, run in config.runs.items()]
+    for planned in attacks:
+        if isinstance(planned.attack, Transfer):
+            _check_source(where, planned.label, planned.attack.source, [run.label for run in runs])
     return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder))
 
 
@@ -170,8 +175,13 @@ def _named(entry: str | Entry) -> Entry:
     return {"name": entry} if isinstance(entry, str) else dict(entry)
 
 
+def _attacks(config: BenchmarkConfig) -> dict[str, str | Entry]:
+    """The suite's attacks, then the file's own; one of the file's takes the place of the suite's of its label."""
+    return {**(SUITES[config.suite] if config.suite else {}), **config.attacks}
+
+
 def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
-    path = ("attacks", label)
+    path = ("attacks", label) if label in config.attacks else ("suite", label)
     if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label):
         raise where.error(path, "expected a label of letters, digits, - and _ that is no column's name")
     entry = _named(entry)
@@ -191,6 +201,16 @@ def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConf
     if attack.target == "given":
         raise where.error((*path, "target"), "expected a rule that chooses the class, got 'given'")
     return AttackPlan(label, entry["name"], attack, threat)
+
+
+def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -> None:
+    if source in (NOISE_OFF, *runs) or (Path(source) / "run.json").is_file():
+        return
+    known = (NOISE_OFF, *runs)
+    raise where.error(
+        ("attacks", label, "source"),
+        f"expected a run's folder or one of {', '.join(known)}, got {source!r}{near(source, known)}",
+    )
 
 
 def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> RunPlan:
@@ -260,7 +280,7 @@ def _published(where: _Where, config: BenchmarkConfig, folder: Path) -> dict[str
             stored = read_published(folder / config.published.file)
         except UserError as e:
             raise where.error(("published", "file"), str(e)) from None
-    columns = {*METRIC_COLUMNS, *config.attacks}
+    columns = {*METRIC_COLUMNS, *_attacks(config)}
     values: dict[str, dict[str, float]] = {}
     for run in dict.fromkeys((*stored, *given)):
         path = ("published", "values", run) if run in given else ("published", "file", run)

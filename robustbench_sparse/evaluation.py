@@ -14,7 +14,6 @@ from torch import nn
 
 from robustbench_sparse import leaderboard
 from robustbench_sparse.benchmark import (
-    choose_device,
     judge_network,
     load_dataset,
     manifest_of,
@@ -24,6 +23,7 @@ from robustbench_sparse.config import resolve
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.devices import choose_device
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
@@ -33,16 +33,8 @@ from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.runs import RunFolder, sha256
 from robustbench_sparse.sparsity import count_sparsity
-
-# The attacks `--suite standard` stands for; every one stays inside the threat.
-SUITES: dict[str, dict[str, dict[str, Any]]] = {
-    "standard": {
-        "fgsm": {"name": "fgsm"},
-        "ifgsm20": {"name": "ifgsm", "steps": 20},
-        "pgd50x3": {"name": "pgd", "steps": 50, "restarts": 3},
-        "pgd50_margin": {"name": "pgd", "steps": 50, "loss": "margin"},
-    }
-}
+from robustbench_sparse.stored import stored_plan
+from robustbench_sparse.suites import SUITES
 
 
 def evaluate(
@@ -70,7 +62,7 @@ def evaluate(
         weights: safetensors file (or a torch state_dict, read without running code) for a factory's network.
         dataset: name or config entry of the data set; a run's folder knows its own.
         attacks: names, or label -> config entry; in place of a suite.
-        suite: a named list of attacks, see ``SUITES``.
+        suite: a named list of attacks, see ``suites.SUITES``.
         norm, eps: the threat; a run's folder knows its own, else l_inf and 8/255.
         seed: seed of the evaluation.
         limit: judge only so many test images.
@@ -150,37 +142,19 @@ def _run_folder(target: object) -> Path | None:
 def _from_run(
     path: Path, dataset: Any, norm: str | None, eps: float | None, data_root: str | Path | None
 ) -> tuple[nn.Module, Any, str, float, str, str]:
-    facts = read_json(path / "run.json")
-    record = facts["record"]
-    raw = {
-        "name": facts["benchmark"],
-        "data": record["data"],
-        "validation": record["validation"],
-        "train_limit": record["train_limit"],
-        "threat": record["threat"],
-        "train": {"stages": record["stages"]},
-        "runs": {
-            facts["run"]: {
-                "model": record["model"],
-                "defenses": [
-                    {k: v for k, v in d.items() if (k, v) != ("stages", None)} for d in record["defenses"]
-                ],
-            }
-        },
-    }
-    plan = resolve(raw, name=str(path / "run.json"))
+    facts, plan = read_json(path / "run.json"), stored_plan(path)
     own = load_dataset(plan, data_root)
     place = RunFolder(path=path, run_id=facts["run_id"], label=facts["run"], seed=facts["seed"], facts=facts)
     training = place.training()
     if training is None or training["status"] != "complete":
         raise UserError(f"{path}: {'not trained to the end' if training is None else training['reason']}")
     model = place.network(plan.runs[0], own)
-    threat = record["threat"]
+    threat = plan.threat
     return (
         model,
-        dataset or record["data"],
-        norm or threat["norm"],
-        threat["eps"] if eps is None else eps,
+        dataset or plan.config.data,
+        norm or threat.norm,
+        threat.eps if eps is None else eps,
         facts["run"],
         training["weights_sha256"],
     )

@@ -8,6 +8,7 @@ and judged again; a crash or a value that is not finite leaves the image without
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.base import SampleRandom, Threat, exact_of, is_stochastic, noise_from
+from attacks.base import Attack, SampleRandom, Threat, exact_of, is_stochastic, noise_from
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.fast import FastNetwork, Precision, logits_in_parts, unconfirmed
@@ -72,7 +73,7 @@ class Protocol:
 
     Attributes:
         seed: seed of the evaluation's random streams.
-        batch_size: images attacked at once; does not change results.
+        batch_size: images attacked at once; changes no results but those of attacks that depend on the batch.
         draws: passes a random network's verdict is averaged over.
         precision: of the network that is attacked; verdicts are float32's.
     """
@@ -138,7 +139,7 @@ class Judge:
             )
             return table
 
-        return self._collect("clean", {"label": "clean"}, judge)
+        return self._collect("clean", self.key(None), judge, {})
 
     def attack(self, plan: AttackPlan) -> pd.DataFrame:
         """Verdicts under one attack, see DataFrame columns in the package's documentation of outcomes."""
@@ -162,12 +163,19 @@ class Judge:
                 table = pd.concat([table.drop(index=more.index), more]).sort_index()
             return table
 
-        return self._collect(plan.label, plan.record(), judge, plan.attack.bounded)
+        facts = {
+            "bounded": plan.attack.bounded,  # whether a candidate outside the ball is a fault, or only a long way
+            "minimum_norm": seeks_smallest(
+                plan.attack
+            ),  # whether the distances say something about every radius
+        }
+        return self._collect(plan.label, self.key(plan), judge, facts)
 
     def all_done(self, plans: Iterable[AttackPlan]) -> bool:
         """Whether every outcome is stored already."""
-        clean = self.is_done("clean", {"label": "clean"})
-        return clean and all(self.is_done(plan.label, plan.record()) for plan in plans)
+        return self.is_done("clean", self.key(None)) and all(
+            self.is_done(p.label, self.key(p)) for p in plans
+        )
 
     def everything(self, plans: Iterable[AttackPlan]) -> None:
         """Judge the clean images and every attack; what is stored already is not judged again."""
@@ -186,7 +194,12 @@ class Judge:
         y: Tensor,
         clean: pd.DataFrame,
     ) -> tuple[pd.DataFrame, Tensor]:
-        """The records of a batch attacked on one network and judged on the model, and the candidates judged."""
+        """The records of a batch attacked on one network and judged on the model, and the candidates judged.
+
+        ``distance`` is the norm, the threat's, of what fools the network: 0 where the clean image is enough, inf where
+        nothing was found. Of an attack that knows no ball it is that of the candidate as returned, clipped to the box;
+        of any other that of the candidate judged. A random network is fooled where half of the draws are wrong.
+        """
         clean_correct = torch.tensor(clean["correct"].to_numpy(), dtype=torch.float32)
         # A deterministic network's mistake is its own adversarial example: the clean image. Attacks that only
         # add noise measure an average, not a worst case, and see every image.
@@ -202,13 +215,16 @@ class Judge:
 
         finite = torch.isfinite(candidate).flatten(1).all(1)
         candidate = torch.where(finite.view(-1, 1, 1, 1), candidate, x)
+        returned = candidate
         box = (candidate < -BOX_SLACK).flatten(1).any(1) | (candidate > 1 + BOX_SLACK).flatten(1).any(1)
         if plan.attack.own_set:
             ball, candidate = torch.zeros_like(box), candidate.clamp(0, 1)
+            moved = ball
         else:
             ball = ~inside(plan.threat, candidate - x)
             moved = box | ball
             if moved.any():
+                candidate = candidate.clone()
                 candidate[moved] = plan.threat.project(candidate[moved], x[moved])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self._verdict(candidate, y, random)
@@ -218,6 +234,15 @@ class Judge:
             for ok, far, out in zip(judged.tolist(), ball.tolist(), box.tolist(), strict=True)
         ]
         delta = candidate - x
+        distance = torch.where(correct <= 0.5, plan.threat.size(delta).cpu(), math.inf)
+        if not plan.attack.bounded and bool(moved.any()):
+            at = moved.nonzero().flatten()
+            random = SampleRandom.for_images(seed, f"distance/{plan.label}", index[at.cpu()].tolist())
+            distance[at.cpu()] = self._distance(plan.threat, returned[at].clamp(0, 1), x[at], y[at], random)
+        distance[~judged] = math.nan
+        distance[clean_correct <= 0.5] = 0
+        if plan.attack.own_set:
+            distance[:] = math.nan  # such as rotations: their norm says nothing about the adversary in a ball
         table: pd.DataFrame = pd.DataFrame(
             {
                 "index": index.tolist(),
@@ -230,6 +255,7 @@ class Judge:
                 ],
                 "linf": Threat(norm="linf").size(delta).tolist(),
                 "l2": Threat(norm="l2").size(delta).tolist(),
+                "distance": distance.tolist(),
                 # Averages over the images of the batch that were attacked.
                 "forward": [0.0 if s else counter.forwards / count for s in skip.tolist()],
                 "backward": [0.0 if s else counter.backwards / count for s in skip.tolist()],
@@ -237,6 +263,12 @@ class Judge:
             }
         )
         return table, candidate
+
+    def _distance(self, threat: Threat, point: Tensor, x: Tensor, y: Tensor, random: SampleRandom) -> Tensor:
+        """Norm of each perturbation whose point fools the network, inf of the others, nan without a verdict; (B,)."""
+        _, correct, finite = self._verdict(point, y, random)
+        distance = torch.where(correct <= 0.5, threat.size(point - x).cpu(), math.inf)
+        return torch.where(finite, distance, math.nan)
 
     def _verdict(self, x: Tensor, y: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Majority class, share of draws classified right, and whether all logits were finite; each (B,)."""
@@ -260,39 +292,45 @@ class Judge:
 
     # Batches to files -----------------------------------------------------------------------------------
 
-    def key(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Everything that determines an outcome's numbers."""
-        return {
+    def key(self, plan: AttackPlan | None) -> dict[str, Any]:
+        """Everything that determines an outcome's numbers; without a plan, those of the clean images."""
+        key = {
             "identity": self.identity,
-            "attack": record,
+            "attack": {"label": "clean"} if plan is None else plan.record(),
             "seed": self.protocol.seed,
             "draws": self.draws,
             "precision": self.protocol.precision,
             "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
         }
+        if plan is not None and plan.attack.batch_dependent:
+            key["batch_size"] = self.protocol.batch_size
+        if plan is not None and plan.source:
+            key["source"] = plan.source
+        out: dict[str, Any] = plain(key)
+        return out
 
-    def is_done(self, label: str, record: dict[str, Any]) -> bool:
-        """Whether a whole and valid outcome of these settings is stored."""
+    def is_done(self, label: str, key: dict[str, Any]) -> bool:
+        """Whether a whole and valid outcome of this key is stored."""
         meta = self.folder / f"{label}.json"
         if not (meta.exists() and (self.folder / f"{label}.csv").exists()):
             return False
         stored = read_json(meta)
-        return bool(stored.get("key") == plain(self.key(record)) and stored.get("status") == "ok")
+        return bool(stored.get("key") == key and stored.get("status") == "ok")
 
     def _collect(
         self,
         label: str,
-        record: dict[str, Any],
+        key: dict[str, Any],
         judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame],
-        bounded: bool = True,
+        facts: dict[str, bool],
     ) -> pd.DataFrame:
         """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
         path = self.folder / f"{label}.csv"
-        if self.is_done(label, record):
+        if self.is_done(label, key):
             return _read(path)
         parts = self.folder / f".{label}.parts"
         marker = parts / "key.json"
-        wanted = {"key": plain(self.key(record)), "batch_size": self.protocol.batch_size}
+        wanted = {"key": key, "batch_size": self.protocol.batch_size}
         if not (marker.exists() and read_json(marker) == wanted):
             shutil.rmtree(parts, ignore_errors=True)
             write_json(marker, wanted)
@@ -324,7 +362,7 @@ class Judge:
                 task.advance(len(table))
         finally:
             task.close()
-        return self._join(label, record, tables, reason, parts, bounded)
+        return self._join(label, key, tables, reason, parts, facts)
 
     def _parts(self, parts: Path, total: int) -> list[Path]:
         return [parts / f"{start:06d}.csv" for start in range(0, total, self.protocol.batch_size)]
@@ -332,11 +370,11 @@ class Judge:
     def _join(
         self,
         label: str,
-        record: dict[str, Any],
+        key: dict[str, Any],
         tables: list[pd.DataFrame],
         reason: str,
         parts: Path,
-        bounded: bool,
+        facts: dict[str, bool],
     ) -> pd.DataFrame:
         table = (
             pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"status": [], "seconds": []})
@@ -350,11 +388,11 @@ class Judge:
             "status": reason.split(":")[0] if reason else "ok",
             "reason": reason.partition(": ")[2],
             "n": len(table),
-            "bounded": bounded,  # whether a candidate outside the ball is a fault, or only a long way
+            **facts,
             "draws": self.draws,
             "seconds": seconds,
             "flags": {k: int(v) for k, v in table["status"].value_counts().items() if k != "ok"},
-            "key": self.key(record),
+            "key": key,
         }
         write_atomically(self.folder / f"{label}.csv", lambda f: table.to_csv(f, index=False))
         write_json(self.folder / f"{label}.json", meta)
@@ -369,6 +407,16 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, engine="python")
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: damaged, delete it to judge again ({one_line(e)[:100]})") from None
+
+
+def seeks_smallest(attack: Attack) -> bool:
+    """Whether an attack looks for the smallest perturbation that fools: the distances then belong to no one radius.
+
+    Of the attacks that know no ball, the weak ones, such as noise, look for nothing, those with a set of their own look
+    elsewhere, and FAB with ``within`` stops looking inside the ball.
+    """
+    content = bool(getattr(attack, "within", False))
+    return not (attack.bounded or attack.own_set or attack.weak or content)
 
 
 def inside(threat: Threat, delta: Tensor) -> Tensor:

@@ -7,19 +7,23 @@ results/<benchmark>/runs/<run id>/outcomes/<label>.csv  one line per image; <lab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from robustbench_sparse.certificate.reading import NOT_CHECKED, REFUTED, worst_verdict
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.files import write_text
 from robustbench_sparse.outcomes import because, rates, read_keys, read_manifest
+from robustbench_sparse.paired import ranks
 
 SPARSITIES = ("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
 COUNTS = ("parameters", "nonzero_parameters", "macs")
 SECONDS = ("train_seconds", "eval_seconds")
+BELIEF = ("rank", "rank_seeds", "verdict", "flags")
 IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "n")
 PUBLISHED = "published_"
 
@@ -34,6 +38,7 @@ def is_reserved(label: str) -> bool:
         *SPARSITIES,
         *COUNTS,
         *SECONDS,
+        *BELIEF,
         "clean",
         "worst",
         "status",
@@ -48,9 +53,14 @@ def fold(folder: Path) -> pd.DataFrame:
     """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
 
     Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
-    of the clean verdict and the verdicts of all attacks whose candidate lies inside the benchmark's ball; it
-    is empty as soon as one attack left a gap. A cell without a complete measurement is empty, and ``status``
-    says why.
+    of the clean verdict and the verdicts of all attacks whose candidate lies inside the benchmark's ball, and of the
+    adversarials that the certificate's checks found; it is empty as soon as one attack left a gap. A cell without a
+    complete measurement is empty, and ``status`` says why.
+
+    ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed. ``rank`` goes by
+    ``worst`` among the rows of the same seed: 1 + the number of rows that are better by more than chance (the paired 95
+    % interval of their difference lies above 0), so rows that cannot be told apart share a rank. Refuted rows share the
+    last one. ``rank_seeds`` is the same for the mean over the seeds.
 
     Args:
         folder: ``results/<benchmark>``.
@@ -61,6 +71,7 @@ def fold(folder: Path) -> pd.DataFrame:
     manifest = read_manifest(folder)
     labels: list[str] = manifest["attacks"]
     rows = [_row(folder, manifest, entry) for entry in manifest["runs"]]
+    _rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
     metrics = ["clean", *labels, "worst", *SPARSITIES]
@@ -68,9 +79,14 @@ def fold(folder: Path) -> pd.DataFrame:
     floats = [*rates, *SPARSITIES, *published, *SECONDS]
     table = pd.DataFrame(
         rows,
-        columns=[*IDENTITY, *rates, *SPARSITIES, *COUNTS, *published, *SECONDS, "status", "run_id", "commit"],
-    )
-    types = {**dict.fromkeys(floats, "float64"), **dict.fromkeys(("seed", "n", *COUNTS), "Int64")}
+        columns=[
+            *IDENTITY, *rates, *BELIEF, *SPARSITIES, *COUNTS, *published, *SECONDS, "status", "run_id", "commit",
+        ],
+    )  # fmt: skip
+    types = {
+        **dict.fromkeys(floats, "float64"),
+        **dict.fromkeys(("seed", "n", "rank", "rank_seeds", *COUNTS), "Int64"),
+    }
     typed: pd.DataFrame = table.astype(types)
     return typed
 
@@ -110,6 +126,10 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         for column in ("dataset", "model", "defenses"):
             row[column] = next((v for v in group[column] if v), "")
         row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
+        if "verdict" in group:
+            row["rank"] = group["rank_seeds"].iloc[0]
+            row["verdict"] = worst_verdict(list(group["verdict"]))
+            row["flags"] = " ".join(dict.fromkeys(" ".join(group["flags"]).split()))
         for column in averaged:
             row[f"{column}_mean"] = group[column].mean(skipna=False)
             row[f"{column}_std"] = group[column].std(ddof=1, skipna=False)
@@ -123,8 +143,12 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     front = ["benchmark", "run", "dataset", "model", "defenses", "seeds", "n"]
     pairs = [f"{c}_{kind}" for c in averaged for kind in ("mean", "std")]
     published = [c for c in table.columns if c.startswith(PUBLISHED)]
-    out = pd.DataFrame(rows, columns=[*front, *pairs, *published, "status"])
-    types = {"n": "Int64", "seeds": "Int64", **dict.fromkeys([*pairs, *published], "float64")}
+    belief = [c for c in ("rank", "verdict", "flags") if c in table.columns]
+    out = pd.DataFrame(rows, columns=[*front, *pairs, *belief, *published, "status"])
+    types = {
+        **dict.fromkeys(("n", "seeds", *belief[:1]), "Int64"),
+        **dict.fromkeys([*pairs, *published], "float64"),
+    }
     typed: pd.DataFrame = out.astype(types)
     return typed
 
@@ -157,6 +181,32 @@ def write(folder: Path) -> pd.DataFrame:
     return table
 
 
+def _rank(rows: list[dict[str, Any]]) -> None:
+    """Give every row with a worst case its rank among those of its seed, and over all seeds; see ``fold``."""
+    runs, seeds = ({row[k]: None for row in rows} for k in ("run", "seed"))
+    of = {(row["run"], row["seed"]): row for row in rows}
+    for chosen, column in [*(([seed], "rank") for seed in seeds), (list(seeds), "rank_seeds")]:
+        means: dict[str, list[float]] = {}
+        refuted = []
+        for run in runs:
+            mine = [of.get((run, seed), {}) for seed in chosen]
+            worst = [row["_worst"] for row in mine if "_worst" in row]
+            if len(worst) < len(chosen):
+                continue
+            if any(row["verdict"] == REFUTED for row in mine):
+                refuted.append(run)
+            elif len({len(w) for w in worst}) == 1:
+                means[run] = [math.fsum(each) / len(chosen) for each in zip(*worst, strict=True)]
+        comparable = len({len(m) for m in means.values()}) <= 1
+        given = dict(zip(means, ranks(list(means.values())), strict=True)) if comparable else {}
+        given |= dict.fromkeys(refuted, len(means) + 1)
+        for run, seed in of:
+            if seed in chosen:
+                of[run, seed][column] = given.get(run, pd.NA)
+    for row in rows:
+        row.pop("_worst", None)
+
+
 def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """One run and seed."""
     row: dict[str, Any] = {
@@ -166,6 +216,8 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         "dataset": manifest["dataset"],
         "model": "",
         "defenses": "",
+        "verdict": NOT_CHECKED,
+        "flags": "",
         "run_id": entry["run_id"],
         "commit": "",
     }

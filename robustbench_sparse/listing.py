@@ -20,15 +20,17 @@ TABLES = {
 
 
 def lines_of(kind: str, configs: Path = Path("configs")) -> list[str]:
-    """Name, one line and settings of everything of a kind; or every benchmark file below ``configs``.
+    """Name, one line and settings of everything of a kind; every suite; or every benchmark file below ``configs``.
 
     Raises:
         UserError: when there is no such kind, or no benchmark file.
     """
     if kind == "configs":
         return _configs(configs)
+    if kind == "suites":
+        return _suites()
     if kind not in TABLES:
-        known = [*TABLES, "configs"]
+        known = [*TABLES, "suites", "configs"]
         raise UserError(
             f"list: nothing of the kind {kind!r}{near(kind, known)}; there are: {', '.join(known)}"
         )
@@ -37,6 +39,24 @@ def lines_of(kind: str, configs: Path = Path("configs")) -> list[str]:
         lines.append(f"{name}: {plugins.describe(cls)}")
         for setting, default in plugins.settings_with_defaults(cls).items():
             lines.append(f"    {setting}: {'required' if default is ... else _plain(default)}")
+    return lines
+
+
+def _suites() -> list[str]:
+    """Each suite's attacks with the settings that are not their defaults, and what it takes."""
+    from robustbench_sparse.suites import PURPOSE, SUITES, attacks_of, cost_of
+
+    lines = []
+    for suite, entries in SUITES.items():
+        lines.append(f"{suite}: {PURPOSE[suite]}")
+        for label, entry in entries.items():
+            settings = [f"{key}: {_plain(value)}" for key, value in entry.items() if key != "name"]
+            lines.append(f"    {label}: {', '.join([entry['name'], *settings])}")
+        gradients, queries = cost_of(attacks_of(suite).values())
+        lines.append(
+            f"    at most {gradients:,} gradient passes and {queries:,} queries per image".replace(",", " ")
+        )
+    lines.append("On a network that is random at inference each gradient pass is taken eot times.")
     return lines
 
 

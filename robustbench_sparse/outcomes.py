@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_sparse.certificate.reading import Certificate, read_certificate
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import read_json
 from robustbench_sparse.stats import wilson
@@ -18,14 +19,16 @@ from robustbench_sparse.stats import wilson
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``benchmark.json``, with its keys there and of the right kind.
 
-    ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are.
+    ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are. Without
+    ``certificate`` (the level asked for) there is none.
     """
     path = folder / "benchmark.json"
     if not path.is_file():
         raise UserError(f"{folder}: no benchmark here (expected {path.name} in it)")
     texts, lists, objects = ("name", "dataset"), ("attacks", "runs"), ("threat", "published", "settings")
     kinds = {**dict.fromkeys(texts, str), **dict.fromkeys(lists, list), **dict.fromkeys(objects, dict)}
-    manifest = read_keys(path, tuple(kinds), {"settings": {}})
+    kinds["certificate"] = str
+    manifest = read_keys(path, tuple(kinds), {"settings": {}, "certificate": "off"})
     for key, kind in kinds.items():
         if not isinstance(manifest[key], kind):
             raise UserError(f"{path}: damaged: {key}: expected a {kind.__name__}, got {manifest[key]!r}")
@@ -52,6 +55,10 @@ def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], li
     row: dict[str, Any] = {"n": len(found.columns["clean"]), "eval_seconds": found.seconds}
     for label, correct in found.columns.items():
         row.update(_cells(label, correct))
+    certificate = found.certificate
+    row.update({"verdict": certificate.verdict, "flags": " ".join(certificate.flags)})
+    if "worst" in found.columns:
+        row["_worst"] = found.columns["worst"].tolist()  # what rows are ranked by
     return row, found.gaps, found.notes
 
 
@@ -61,17 +68,20 @@ class Verdicts:
 
     Attributes:
         columns: label -> share of draws classified right, per image, in the same order; ``clean``, every attack
-            that left no gap, and ``worst`` where none did.
+            that left no gap, and ``worst`` where none did. ``worst`` counts the adversarials of the certificate's
+            checks, too.
         index: the images' positions in the data set.
         gaps: why a column is missing.
         notes: what was put right on the way.
-        seconds: time spent judging.
+        certificate: whether the numbers can be believed.
+        seconds: time spent judging, the certificate's included.
     """
 
     columns: dict[str, pd.Series[float]]
     index: list[int]
     gaps: list[str]
     notes: list[str]
+    certificate: Certificate
     seconds: float = 0.0
 
 
@@ -79,8 +89,10 @@ def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
     """Read a run's outcomes. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
     clean, problem, seconds = _outcome(folder, "clean", ("index", "label", "correct"), None)
     if clean is None:
-        return Verdicts({}, [], [problem], [])
-    found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], seconds)
+        return Verdicts({}, [], [problem], [], Certificate(found={}))
+    certificate = read_certificate(folder.parent, manifest)
+    seconds += certificate.seconds
+    found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], certificate, seconds)
     worst, some_inside = clean["correct"], False
     for label in manifest["attacks"]:
         columns = ("index", "label", "adv_correct", "linf", "l2", "status")
@@ -104,11 +116,15 @@ def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
         inside = _inside(table, manifest["threat"])
         some_inside = some_inside or bool(inside.any())
         worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
+    more = clean["index"].map(certificate.found)
+    worst = worst.mask(more < worst, more)
     if manifest["attacks"] and not found.gaps:
-        if some_inside:
+        if some_inside or certificate.found:
             found.columns["worst"] = worst
         else:
             found.gaps.append("worst: no attack's image lies in the benchmark's ball")
+    if certificate.note:
+        found.gaps.append(certificate.note)
     return found
 
 

@@ -16,12 +16,20 @@ from robustbench_sparse.schema import BenchmarkConfig, Entry, StageConfig
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """A labelled attack with its threat; ``name`` is its key in a config."""
+    """A labelled attack with its threat.
+
+    Attributes:
+        label: its column in the leaderboard.
+        name: its key in a config.
+        attack, threat: built.
+        source: what names the weights that adversarials are made on, where those are another network's.
+    """
 
     label: str
     name: str
     attack: Attack
     threat: Threat
+    source: str = ""
 
     def record(self) -> Entry:
         """Everything that determines the attack's numbers, as plain values."""

@@ -17,6 +17,8 @@ from robustbench_sparse.errors import UserError, near, one_line
 
 T = TypeVar("T")
 
+TORCHATTACKS = "torchattacks:"  # before the name of an attack of that library
+
 
 class SettingError(UserError):
     """A setting that does not fit: its key path in the entry, and the rest of the line."""
@@ -47,7 +49,15 @@ def import_object(reference: str) -> Any:
 
 
 def find(table: Mapping[str, type[T]], name: str, kind: str, base: type[T]) -> type[T]:
-    """The class behind a key of a table of contents, or behind ``package.module:Class``."""
+    """The class behind a key of a table of contents, or behind ``package.module:Class``.
+
+    For ``torchattacks:NAME`` it is the one that adapts that library's attacks.
+    """
+    if name.startswith(TORCHATTACKS):
+        from attacks.from_torchattacks import FromTorchattacks
+
+        if issubclass(FromTorchattacks, base):
+            return typing.cast("type[T]", FromTorchattacks)
     if ":" in name:
         try:
             found = import_object(name)
@@ -74,6 +84,8 @@ def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, bas
     if not isinstance(entry["name"], str):
         raise SettingError(("name",), f"expected a text, got {entry['name']!r}")
     cls = find(table, entry["name"], kind, base)
+    if entry["name"].startswith(TORCHATTACKS):
+        return typing.cast(T, _from_torchattacks(cls, entry))
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     settings: dict[str, Any] = {}
@@ -91,6 +103,23 @@ def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, bas
         return cls(**settings)
     except (TypeError, ValueError) as e:
         raise _refused(e, known) from None
+
+
+def _from_torchattacks(cls: Any, entry: Mapping[str, Any]) -> Any:
+    """An attack of the library: the entry's keys are the settings of its own constructor."""
+    settings = {k: v for k, v in entry.items() if k not in ("name", "target")}
+    target = typing.get_type_hints(cls)["target"]
+    chosen = {"target": check_type(target, entry["target"], ("target",))} if "target" in entry else {}
+    name = entry["name"].removeprefix(TORCHATTACKS)
+    try:
+        return cls(attack=name, settings=settings, **chosen)
+    except ImportError as e:
+        raise SettingError(("name",), one_line(e)) from None
+    except ValueError as e:
+        text = one_line(e)
+        if text.startswith("attack: ") and "attack" not in settings:
+            raise SettingError(("name",), text.removeprefix("attack: ")) from None
+        raise _refused(e, entry) from None
 
 
 def _refused(error: Exception, known: Mapping[str, Any]) -> SettingError:

@@ -44,6 +44,8 @@ class EvaluationConfig(_Strict):
         compile: whether that copy is compiled; ``auto`` where it is measured to be faster and the work is worth it.
         draws: fresh passes that a random network's verdict on an image is averaged over.
         limit: judge only so many test images, a fixed random choice; None means all.
+        certificate: how far to examine whether the numbers can be believed, on a part of the images: ``off``, ``quick``
+            (about a minute for a small network) or ``full``.
     """
 
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
@@ -51,6 +53,7 @@ class EvaluationConfig(_Strict):
     compile: Literal["auto", "on", "off"] = "auto"
     draws: int = Field(10, gt=0)
     limit: int | None = Field(None, gt=0)
+    certificate: Literal["off", "quick", "full"] = "off"
 
 
 class AugmentConfig(_Strict):
@@ -109,7 +112,10 @@ class PublishedConfig(_Strict):
 
 
 class BenchmarkConfig(_Strict):
-    """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them."""
+    """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them.
+
+    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label.
+    """
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     source: str = ""
@@ -117,6 +123,7 @@ class BenchmarkConfig(_Strict):
     validation: int = Field(0, ge=0)
     train_limit: int | None = Field(None, gt=0)
     threat: ThreatConfig = ThreatConfig()
+    suite: Literal["quick", "standard", "full"] | None = None
     attacks: dict[str, str | Entry] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: list[int] = Field([0], min_length=1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from robustbench_sparse.errors import UserError, near
-from robustbench_sparse.leaderboard import PUBLISHED, SPARSITIES, rates_of, to_csv
+from robustbench_sparse.leaderboard import BELIEF, PUBLISHED, SPARSITIES, rates_of, to_csv
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,6 +167,8 @@ def columns_of(table: pd.DataFrame, full: bool = False) -> list[Column]:
         cells = [_cell(row, name, over_seeds) for _, row in table.iterrows()]
         title = name.replace("_sparsity", " zeros") if name in SPARSITIES else name
         columns.append(Column(title, cells))
+    believed = [c for c in BELIEF if c in table.columns and c != "rank_seeds"]
+    columns += [_plain(table, name, name == "rank") for name in believed]
     return [c for c in columns if any(cell != Cell() for cell in c.cells)]
 
 

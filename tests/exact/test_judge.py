@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -121,7 +122,7 @@ def test_a_crash_leaves_no_verdict_and_is_tried_again(tmp_path: Path) -> None:
     meta = read_json(tmp_path / "a.json")
     assert meta["status"] == "crashed"
     assert meta["reason"] == "RuntimeError: out of luck"
-    assert not j.is_done("a", plan(Crash()).record())
+    assert not j.is_done("a", j.key(plan(Crash())))
     assert accuracy(j.attack(plan(Shift()))) == 0.0, "a mended attack is judged anew"
 
 
@@ -180,3 +181,138 @@ def test_stored_outcomes_are_used_only_for_the_same_question(tmp_path: Path) -> 
     pd.testing.assert_frame_equal(first, again)
     other = judge(tmp_path, Threshold()).attack(plan(Shift(amount=0.1)))
     assert accuracy(other) == pytest.approx((N - 2) / N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far(Shift):
+    """The same, of the kind that knows no ball."""
+
+    bounded: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere(Far):
+    """The same again, with a set of its own."""
+
+    own_set: ClassVar[bool] = True
+
+
+def distances(table: pd.DataFrame) -> list[float]:
+    """Of the images that are right without an attack, each value once; the others are at distance 0."""
+    assert (table["distance"][N - 2 :] == 0).all()
+    return sorted(table["distance"][: N - 2].round(5).unique().tolist())
+
+
+def test_the_distance_is_that_of_what_the_attack_returned(tmp_path: Path) -> None:
+    """In a ball of 0.1 no candidate fools; where it came from, it does: at 0.4, and clipped to the box at 0.8."""
+    table = judge(tmp_path / "a", Threshold()).attack(plan(Far(), eps=0.1))
+    assert accuracy(table) == pytest.approx((N - 2) / N)
+    assert distances(table) == pytest.approx([0.4])
+    table = judge(tmp_path / "b", Threshold()).attack(plan(Far(amount=0.9), eps=0.1))
+    assert distances(table) == pytest.approx([0.8])
+    table = judge(tmp_path / "c", Threshold()).attack(plan(Far(amount=0.2), eps=0.1))
+    assert distances(table) == [math.inf], "it does not fool"
+    again = judge(tmp_path / "c", Threshold()).attack(plan(Far(amount=0.2), eps=0.1))
+    pd.testing.assert_frame_equal(table, again)
+    meta = read_json(tmp_path / "c" / "a.json")
+    assert (meta["bounded"], meta["minimum_norm"]) == (False, True)
+
+
+def test_the_distance_is_in_the_threats_norm(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Two(Far):
+        def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
+            out = super().run(model, x, y, threat, random)
+            out[:, 0, 1, 1] += 0.3
+            return out
+
+    for norm, size in (("l2", 0.5), ("linf", 0.4)):
+        table = judge(tmp_path / norm, Threshold()).attack(plan(Two(), norm=norm, eps=0.1))
+        assert distances(table) == pytest.approx([size])
+
+
+def test_the_distance_under_a_bounded_attack_is_that_of_the_candidate_judged(tmp_path: Path) -> None:
+    table = judge(tmp_path / "a", Threshold()).attack(plan(Shift(), eps=0.35))
+    assert accuracy(table) == 0.0
+    assert distances(table) == pytest.approx([0.35])
+    table = judge(tmp_path / "b", Threshold()).attack(plan(Shift(), eps=0.1))
+    assert distances(table) == [math.inf]
+    assert read_json(tmp_path / "a" / "a.json")["minimum_norm"] is False
+
+
+def test_a_set_of_its_own_has_no_distance(tmp_path: Path) -> None:
+    table = judge(tmp_path, Threshold()).attack(plan(Elsewhere(), eps=0.1))
+    assert accuracy(table) == 0.0
+    assert table["distance"].isna().all()
+    assert read_json(tmp_path / "a.json")["minimum_norm"] is False
+
+
+def test_only_candidates_that_were_moved_take_another_verdict(tmp_path: Path) -> None:
+    class Counting(Threshold):
+        seen = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.seen += len(x)
+            return super().forward(x)
+
+    for eps, extra in ((0.1, N - 2), (0.5, 0)):
+        j = judge(tmp_path / str(eps), Counting())
+        j.clean()
+        Counting.seen = 0
+        j.attack(plan(Far(), eps=eps))
+        assert Counting.seen == (N - 2) + N + extra, "the attack's own, the verdicts, the distances"
+
+
+def test_a_value_that_is_not_finite_has_no_distance(tmp_path: Path) -> None:
+    """Bright images have no logits: where the raw candidate is one, nothing says whether it fools."""
+    table = judge(tmp_path, Threshold(0.55)).attack(plan(Far(), eps=0.1))
+    bright = (table["label"] == 0) & (table["clean_correct"] == 1)
+    assert bright.sum() >= 10
+    assert table.loc[bright, "distance"].isna().all()
+
+
+class Fading(nn.Module):
+    """Class 1 with a probability that falls from the first pixel's value: 0.8 gives 95 %, 0.5 half, 0.2 hardly any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = RandomModule()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, :1]
+        draw = self.noise.draw(first)
+        return torch.cat((torch.zeros_like(first), (first - 0.5) / 0.18 + draw), 1)
+
+
+def test_a_random_network_is_fooled_where_half_of_the_draws_are_wrong(tmp_path: Path) -> None:
+    table = judge(tmp_path / "far", Fading(), draws=100).attack(plan(Far(amount=0.45), eps=0.1))
+    assert distances(table) == pytest.approx([0.45])
+    table = judge(tmp_path / "near", Fading(), draws=100).attack(plan(Far(amount=0.15), eps=0.1))
+    assert distances(table) == [math.inf], "four draws in five are right"
+    assert accuracy(table) < 0.95
+    small = judge(tmp_path / "small", Fading(), batch_size=1).attack(plan(Far(amount=0.3), eps=0.1))
+    large = judge(tmp_path / "large", Fading(), batch_size=N).attack(plan(Far(amount=0.3), eps=0.1))
+    pd.testing.assert_series_equal(small["distance"], large["distance"])
+    assert small["distance"][: N - 2].nunique() == 2, "a coin decides at one half"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(Shift):
+    """Its candidates depend on the batch."""
+
+    batch_dependent: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("attack", [Shift(), Together()])
+def test_the_batch_size_is_part_of_the_question_where_the_attack_depends_on_it(
+    tmp_path: Path, attack: Attack
+) -> None:
+    judge(tmp_path, Threshold(), batch_size=5).attack(plan(attack))
+    key = read_json(tmp_path / "a.json")["key"]
+    assert key.get("batch_size") == (5 if attack.batch_dependent else None)
+    assert "batch_size" not in key["attack"], "the leaderboard compares it with the benchmark's settings"
+    assert judge(tmp_path, Threshold(), batch_size=5).all_done([plan(attack)])
+    again = judge(tmp_path, Threshold(), batch_size=8)
+    assert again.all_done([plan(attack)]) != attack.batch_dependent
+    again.attack(plan(attack))
+    assert read_json(tmp_path / "a.json")["key"].get("batch_size") == (8 if attack.batch_dependent else None)

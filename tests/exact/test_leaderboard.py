@@ -158,7 +158,7 @@ def test_columns_and_their_order(tmp_path: Path) -> None:
     assert list(fold(folder).columns) == [
         *("benchmark", "run", "seed", "dataset", "model", "defenses", "n"),
         *("clean", "clean_lo", "clean_hi", "fgsm", "fgsm_lo", "fgsm_hi", "pgd", "pgd_lo", "pgd_hi"),
-        *("worst", "worst_lo", "worst_hi"),
+        *("worst", "worst_lo", "worst_hi", "rank", "rank_seeds", "verdict", "flags"),
         *("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity"),
         *("parameters", "nonzero_parameters", "macs", "published_clean", "published_pgd"),
         *("train_seconds", "eval_seconds", "status", "run_id", "commit"),

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 
+from attacks import ATTACKS, Attack
 from attacks.base import check
+from attacks.from_torchattacks import FromTorchattacks
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.plugins import (
     SettingError,
@@ -186,3 +188,21 @@ def test_a_module_that_raises_is_the_users_to_mend(tmp_path: Path, monkeypatch: 
         UserError, match=r"^my_broken_tools:X: importing my_broken_tools failed: first second$"
     ):
         import_object("my_broken_tools:X")
+
+
+def test_an_attack_of_torchattacks_takes_the_entrys_keys_as_its_own_settings() -> None:
+    pytest.importorskip("torchattacks")
+    base: Any = Attack
+    entry = {"name": "torchattacks:PGD", "steps": 3, "target": "next"}
+    assert find(ATTACKS, "torchattacks:PGD", "attack", base) is FromTorchattacks
+    built = build(ATTACKS, entry, "attack", base)
+    assert built == FromTorchattacks(attack="PGD", target="next", settings={"steps": 3})
+    for changes, path in [({"stepz": 1}, ("stepz",)), ({"name": "torchattacks:PDG"}, ("name",))]:
+        with pytest.raises(SettingError, match="did you mean") as e:
+            build(ATTACKS, entry | changes, "attack", base)
+        assert e.value.path == path
+
+
+def test_the_prefix_of_torchattacks_means_attacks_only() -> None:
+    pytest.importorskip("torchattacks")
+    assert refused(name="torchattacks:PGD") == (("name",), f"expected a subclass of {__name__}.Tool")

@@ -21,7 +21,7 @@ from robustbench_sparse.leaderboard import fold
 from robustbench_sparse.listing import TABLES
 from robustbench_sparse.plugins import import_object
 
-VERBS = ("run", "evaluate", "leaderboard", "list", "check")
+VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve")
 
 
 def call(*arguments: str) -> Result:

@@ -1,0 +1,1 @@
+"""The certificate: can a row's robustness be believed? ``CHECKS`` is the table of contents."""

@@ -1,0 +1,72 @@
+"""How much the checks may spend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["off", "quick", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Sizes of the checks. ``few`` is for those that send each image through the network thousands of times.
+
+    Attributes:
+        images: test images the checks look at; ``random_images`` where the network is random.
+        few: images of the dearest checks.
+        steps: gradient steps of an attack's path.
+        targets: wrong classes tried by the targeted DLR loss.
+        restarts: paths per image of the restart check, which doubles them.
+        queries: answers the black-box attacks may ask for, per image.
+        random_draws: points of the random search, per image.
+        eot: gradients averaged per step where the network is random.
+        draws: passes over which a random network's verdicts are averaged.
+        inner_points: points of the active test that lie inside the ball, per image.
+        samples: largest number of draws of an evolution-strategies gradient.
+    """
+
+    images: int
+    random_images: int
+    few: int
+    steps: int
+    targets: int
+    restarts: int
+    queries: int
+    random_draws: int
+    eot: int
+    draws: int
+    inner_points: int
+    samples: int
+
+
+BUDGETS: dict[str, Budget] = {
+    "quick": Budget(
+        images=128,
+        random_images=64,
+        few=32,
+        steps=40,
+        targets=3,
+        restarts=2,
+        queries=1000,
+        random_draws=1000,
+        eot=10,
+        draws=30,
+        inner_points=199,
+        samples=100,
+    ),
+    "full": Budget(
+        images=512,
+        random_images=256,
+        few=128,
+        steps=100,
+        targets=9,
+        restarts=10,
+        queries=5000,
+        random_draws=10_000,
+        eot=20,
+        draws=100,
+        inner_points=999,
+        samples=1000,
+    ),
+}

@@ -1,0 +1,89 @@
+"""One row's certificate: what it depends on, the images it looks at, and making it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from attacks.base import Threat, is_stochastic
+from robustbench_sparse.certificate.budget import BUDGETS, Level
+from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
+from robustbench_sparse.certificate.records import facts_of
+from robustbench_sparse.certificate.subject import Context, Subject
+from robustbench_sparse.files import read_json
+from robustbench_sparse.judge import Judge, plain
+from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.relatives import Relatives
+from robustbench_sparse.stored import has_recipe
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The certificate of a network that a judge has judged, or is about to.
+
+    Args:
+        judge: holds the network, the data, the run's folder and what the outcomes depend on.
+        attacks: the benchmark's, bound to their sources.
+        level: ``off``, ``quick`` or ``full``.
+        threat: the benchmark's.
+        kin: other networks that some checks need.
+    """
+
+    judge: Judge
+    attacks: list[AttackPlan]
+    level: Level
+    threat: Threat
+    kin: Relatives
+
+    def key(self) -> dict[str, Any]:
+        """Everything that determines the findings but the budget."""
+        outcomes = self.judge.key(None)
+        return {
+            **{k: outcomes[k] for k in ("identity", "seed", "draws", "precision", "test_images")},
+            "attacks": {a.label: plain(a.record()) for a in self.attacks},
+            "sources": {a.label: a.source for a in self.attacks if a.source},
+            "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
+            "kin": {**self.kin.identities(), "undefended": self.kin.undefended},
+        }
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to make."""
+        return self.level == "off" or is_stored(self.judge.folder.parent, self.key(), self.level)
+
+    def make(self) -> None:
+        """Run the checks that are not stored yet; outcomes are there."""
+        if self.is_done():
+            return
+        judge, folder = self.judge, self.judge.folder.parent
+        budget = BUDGETS[self.level]
+        images = budget.random_images if is_stochastic(judge.model) else budget.images
+        positions = chosen_images(judge.data, images)
+        x, y = judge.data.gather("test", positions)
+        recipe = has_recipe(folder)
+        weights, claims = folder / "model.safetensors", folder / "sparsity.json"
+        context = Context(
+            folder=folder,
+            weights=weights if recipe and weights.is_file() else None,
+            plans=self.attacks,
+            outcomes={"clean": judge.clean(), **{a.label: judge.attack(a) for a in self.attacks}},
+            twin=None if self.kin.twin is None else (self.kin.twin.name, self.kin.twin.network),
+            parent=None if self.kin.parent is None else (self.kin.parent.name, self.kin.parent.network),
+            undefended=self.kin.undefended,
+            claims=read_json(claims) if claims.is_file() else None,
+            seeds=self.kin.seeds,
+            data=facts_of(judge.data) if recipe else None,  # who knows what another's network was trained on
+        )
+        subject = Subject(
+            judge.model,
+            x,
+            y,
+            judge.data.test_indices[positions],
+            self.threat,
+            classes=judge.data.classes,
+            seed=judge.protocol.seed,
+            budget=budget,
+            context=context,
+            stand_in=judge.stand_in,
+            batch_size=judge.protocol.batch_size,
+        )
+        certify(subject, folder, self.key(), self.level, judge.show, judge.title)

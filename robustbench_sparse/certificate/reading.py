@@ -1,0 +1,175 @@
+"""Reading a certificate back: for the leaderboard, and for people who ask why."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.files import read_json
+
+BELIEVABLE, DOUBTFUL, REFUTED, NOT_CHECKED = "believable", "doubtful", "refuted", "not checked"
+# From the best to the worst; a row without a verdict is no better than a doubtful one.
+VERDICTS = (BELIEVABLE, NOT_CHECKED, DOUBTFUL, REFUTED)
+FORMAT = 1
+SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped"}
+WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What a run's folder says of its certificate.
+
+    Attributes:
+        verdict: one of ``VERDICTS``.
+        flags: ids of the checks that failed.
+        found: adversarials of the checks: image's index -> the smallest share of draws right; inside the ball.
+        n: number of images the checks looked at.
+        checks: the records of all checks, in order.
+        note: why there is no verdict, or an empty string.
+    """
+
+    verdict: str = NOT_CHECKED
+    flags: tuple[str, ...] = ()
+    found: Mapping[int, float]
+    n: int = 0
+    checks: tuple[Mapping[str, Any], ...] = ()
+    level: str = "off"
+    seconds: float = 0.0
+    note: str = ""
+
+
+def verdict_of(checks: list[dict[str, Any]]) -> str:
+    """The verdict that findings come to: one refuting failure refutes, any other failure leaves a doubt."""
+    failed = [c for c in checks if c["status"] == "failed"]
+    if any(c["refutes"] for c in failed):
+        return REFUTED
+    return DOUBTFUL if failed else BELIEVABLE
+
+
+def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
+    """A run's certificate, or one without a verdict: where there is none, or it was made for other outcomes.
+
+    Args:
+        run: the run's folder.
+        manifest: the benchmark's, see ``outcomes.read_manifest``.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    level = manifest.get("certificate", "off")
+    if level == "off":
+        return Certificate(found={})
+    path = run / "certificate" / "certificate.json"
+    if not path.is_file():
+        return Certificate(found={}, level=level, note="incomplete: certificate")
+    about = read_json(path)
+    try:
+        key, checks = about["key"], about["checks"]
+        stale = (
+            about["format"] != FORMAT
+            or key["level"] != level
+            or key["threat"] != dict(manifest["threat"])
+            or key["attacks"] != dict(manifest.get("settings", {}))
+        )
+        clean = run / "outcomes" / "clean.json"
+        if clean.is_file():
+            stale = stale or read_json(clean)["key"]["identity"] != key["identity"]
+        if stale:
+            return Certificate(
+                found={}, level=level, note="incomplete: certificate (made for other outcomes)"
+            )
+        table = pd.read_csv(run / "certificate" / "found.csv")
+        found = {int(i): float(r) for i, r in zip(table["index"], table["right"], strict=True)}
+        if not all(0 <= r <= 1 for r in found.values()):
+            raise ValueError("found.csv: expected shares in [0, 1]")
+        return Certificate(
+            verdict=verdict_of(checks),
+            flags=tuple(c["id"] for c in checks if c["status"] == "failed"),
+            found=found,
+            n=int(about["n"]),
+            checks=tuple(checks),
+            level=level,
+            seconds=float(about["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError, OSError) as e:
+        raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None
+
+
+def worst_verdict(verdicts: list[str]) -> str:
+    """The least trustworthy of several rows' verdicts."""
+    return max(verdicts, key=VERDICTS.index) if verdicts else NOT_CHECKED
+
+
+def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False) -> str:
+    """What every check did, found and means, as text.
+
+    Raises:
+        UserError: where there is no certificate.
+    """
+    c = read_certificate(run, manifest)
+    if not c.checks:
+        hint = (
+            "run the benchmark with `--certificate quick` or `evaluation: {certificate: quick}` in its file"
+        )
+        raise UserError(f"{run}: {c.note or 'no certificate'}; {hint}")
+    counts = {s: sum(check["status"] == s for check in c.checks) for s in SYMBOLS}
+    lines = [
+        f"{run.name}: {c.verdict}",
+        f"certificate {c.level}, {c.n} test images, {c.seconds:.0f} s: {counts['passed']} checks passed, "
+        f"{counts['failed']} failed, {counts['reported']} reported, {counts['skipped']} did not apply",
+    ]
+    broken = sum(r < 0.5 for r in c.found.values())
+    lines += [
+        f"{broken} of these images are broken by the checks' own adversarials, which `worst` counts",
+        "",
+    ]
+    for check in c.checks:
+        if failed_only and check["status"] != "failed":
+            continue
+        lines.append(f"{check['id']:<4}{SYMBOLS[check['status']]:<8}{check['title']}")
+        parts = [
+            ("done", check["done"]),
+            ("found", measured_text(check["measured"])),
+            ("note", check["why"]),
+            ("rule", check["rule"] + (" (a failure refutes the row)" if check["refutes"] else "")),
+            ("means", check["meaning"] if check["status"] != "skipped" else ""),
+            ("next", check["advice"] if check["status"] == "failed" else ""),
+            ("source", check["source"]),
+        ]
+        if check["status"] in ("passed", "reported"):
+            parts = [("if not" if name == "means" else name, text) for name, text in parts]
+        for name, text in parts:
+            if text:
+                lines += textwrap.wrap(
+                    text, WIDTH, initial_indent=f"    {name:<8}", subsequent_indent=" " * 12
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def measured_text(measured: Mapping[str, Any]) -> str:
+    """Figures as ``name value, name value``; shares in percent."""
+    return ", ".join(f"{_name(k)} {_value(k, v)}" for k, v in measured.items())
+
+
+def _name(key: str) -> str:
+    for ending in ("_acc", "_share"):
+        key = key.removesuffix(ending)
+    return key.replace("_", " ")
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(_value(key, v) for v in value) + "]" if value else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        share = key in ("acc", "tau") or key.endswith(("_acc", "_share")) or key.startswith("acc_")
+        return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+    return "-" if value is None else str(value)

@@ -1,0 +1,398 @@
+"""The network under examination: what the checks may ask of it, and every adversarial they find on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.apgd import APGD
+from attacks.base import Attack, Loss, SampleRandom, Threat, input_gradient, is_stochastic, noise_from
+from robustbench_sparse.certificate.budget import Budget
+from robustbench_sparse.errors import UserError
+from robustbench_sparse.fast import FastNetwork, logits_in_parts, unconfirmed
+from robustbench_sparse.judge import inside
+from robustbench_sparse.paired import interval
+from robustbench_sparse.plan import AttackPlan
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack within a check came to.
+
+    Attributes:
+        candidate: the images judged, inside the attack's ball and box, (R, C, H, W).
+        right: share of draws in which the network itself classifies them right, in [0, 1], (R,).
+    """
+
+    candidate: Tensor
+    right: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of ``right``."""
+        return self.right.mean().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is known of the row beside its network; every part may be missing for a foreign network.
+
+    Attributes:
+        folder: the run's folder.
+        weights: the file that holds the judged weights.
+        plans: the benchmark's attacks.
+        outcomes: their tables (of the whole test set) by label, ``clean`` too.
+        twin: the undefended network of the same architecture, trained alike; ``parent`` the dense one that a
+            sparse network was made like. Each with the name of its row.
+        undefended: the row has no defense: it is its own twin.
+        claims: what the row claims of its sparsity: the content of ``sparsity.json``.
+        shrunk: the network without its dead channels, where one was made; see ``records.s4``.
+        seeds: seeds of the benchmark.
+        data: positions and hashes of what was trained and selected on; see ``records.DataFacts``.
+    """
+
+    folder: Path | None = None
+    weights: Path | None = None
+    plans: Sequence[AttackPlan] = ()
+    outcomes: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    twin: tuple[str, nn.Module] | None = None
+    parent: tuple[str, nn.Module] | None = None
+    undefended: bool = False
+    claims: Mapping[str, Any] | None = None
+    shrunk: nn.Module | None = None
+    seeds: int = 1
+    data: Any = None
+
+
+class Subject:
+    """A network and the images it is examined on.
+
+    Args:
+        model: the deployed network in eval mode, on the images' device.
+        x: images (n, C, H, W) in [0, 1].
+        y: their labels (n,).
+        index: their positions in the data set (n,), on the CPU.
+        threat: the benchmark's.
+        classes: number of classes K.
+        seed: of all random streams.
+        budget: sizes of the checks.
+        context: what else is known.
+        stand_in: a fast copy that gradient attacks climb on; verdicts are the model's.
+        batch_size: images sent through at once.
+
+    Attributes:
+        stochastic: whether the network is random.
+        eot: gradients averaged per step: the budget's, or 1 for a network that is not random.
+        found: see ``Found``.
+        clean: share of draws in which each clean image is classified right, (n,).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        threat: Threat,
+        *,
+        classes: int,
+        seed: int,
+        budget: Budget,
+        context: Context | None = None,
+        stand_in: FastNetwork | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        self.model, self.x, self.y, self.index = model, x, y, index
+        self.threat, self.classes, self.seed, self.budget = threat, classes, seed, budget
+        self.context = context or Context()
+        self.network: nn.Module = stand_in if stand_in is not None else model
+        self.batch_size = batch_size
+        self.stochastic = is_stochastic(model)
+        self.eot = budget.eot if self.stochastic else 1
+        self.draws = budget.draws if self.stochastic else 1
+        self.found = Found(x)
+        self.check = ""  # id of the check at work: whose adversarials are found
+        self.clean = self.judged(x, "clean")
+        self._white: Attacked | None = None
+        self._unbounded: tuple[Attacked, Attacked] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def right_rows(self) -> Tensor:
+        """Images that are classified right, by majority of the draws; (R,)."""
+        return (self.clean > 0.5).nonzero().flatten()
+
+    @property
+    def few(self) -> Tensor:
+        """The first images that are classified right, as many as the dearest checks may look at; (R,)."""
+        return self.right_rows[: self.budget.few]
+
+    # Randomness -----------------------------------------------------------------------------------------
+
+    def random(self, name: str, rows: Tensor | None = None) -> SampleRandom:
+        """The images' streams of a name; equal names give equal numbers, whatever ran before."""
+        index = self.index if rows is None else self.index[rows.cpu()]
+        return SampleRandom.for_images(self.seed, f"certificate/{name}", index.tolist())
+
+    # Asking the network ---------------------------------------------------------------------------------
+
+    def logits(self, x: Tensor, random: SampleRandom, network: nn.Module | None = None) -> Tensor:
+        """Logits of one pass of the network itself (or of another), in float32 or wider, (B, K)."""
+        network = network or self.model
+        with torch.no_grad(), noise_from(network, random if self.stochastic else None):
+            out = logits_in_parts(network, x)
+        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+
+    def judged(self, x: Tensor, name: str, rows: Tensor | None = None, draws: int | None = None) -> Tensor:
+        """Share of draws in which the network itself classifies images right, (R,); not finite counts as right
+        no more than as wrong: it raises.
+
+        Args:
+            x: images (R, C, H, W).
+            name: of the noise's stream.
+            rows: which of the subject's images they belong to; all if None.
+            draws: passes; the budget's if None; 1 for a network that is not random.
+
+        Raises:
+            UserError: logits that are not finite. Nothing can be said of such a network.
+        """
+        y = self.y if rows is None else self.y[rows]
+        random = self.random(f"{name}/judge", rows)
+        draws = (draws or self.draws) if self.stochastic else 1
+        total = torch.zeros(len(y), device=y.device)
+        for _ in range(draws):
+            logits = self.logits(x, random)
+            if not bool(logits.isfinite().all()):
+                raise UserError(f"{self.check or name}: the network's logits are not finite")
+            total += logits.argmax(1) == y
+        return total / draws
+
+    def gradient(
+        self, x: Tensor, name: str, loss: Loss, rows: Tensor | None = None, network: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (R, C, H, W), losses (R,) and logits (R, K) at images of some rows, of the network itself."""
+        y = self.y if rows is None else self.y[rows]
+        return input_gradient(network or self.model, x, y, loss, self.random(name, rows), self.eot)
+
+    # Attacks --------------------------------------------------------------------------------------------
+
+    def attack(
+        self,
+        attack: Attack,
+        name: str,
+        *,
+        rows: Tensor | None = None,
+        threat: Threat | None = None,
+        on: nn.Module | None = None,
+    ) -> Attacked:
+        """Attack some images and judge the candidates on the network itself.
+
+        What lies inside the benchmark's ball and fools the network is noted in ``found``.
+
+        Args:
+            attack: the attack; its ``eot`` is used as it is.
+            name: of its random streams; unlike the id of the check it stays the same wherever it is used.
+            rows: the images, (R,); all if None.
+            threat: in place of the benchmark's.
+            on: a surrogate that is attacked in place of the network.
+        """
+        rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
+        threat = threat or self.threat
+        parts = [self._attack(attack, name, part, threat, on) for part in torch.split(rows, self.batch_size)]
+        if not parts:
+            return Attacked(self.x[:0], self.clean[:0])
+        out = Attacked(torch.cat([p.candidate for p in parts]), torch.cat([p.right for p in parts]))
+        self.note(rows, out.candidate, out.right)
+        return out
+
+    def _attack(
+        self, attack: Attack, name: str, rows: Tensor, threat: Threat, on: nn.Module | None
+    ) -> Attacked:
+        network = on or (self.model if attack.black_box else self.network)
+        x, y = self.x[rows], self.y[rows]
+        random = self.random(name, rows)
+        candidate = self._legal(attack(network, x, y, threat, random), x, threat)
+        right = self.judged(candidate, name, rows)
+        again = unconfirmed(network, candidate, y, right == 1)
+        if len(again):  # only the stand-in was fooled
+            candidate[again] = self._legal(
+                attack(self.model, x[again], y[again], threat, random.subset(again)), x[again], threat
+            )
+            right[again] = self.judged(candidate[again], name, rows[again])
+        return Attacked(candidate, right)
+
+    def _legal(self, candidate: Tensor, x: Tensor, threat: Threat) -> Tensor:
+        if not bool(candidate.isfinite().all()):
+            raise UserError(f"{self.check}: an attack gave an image that is not finite")
+        return threat.project(candidate.to(x.dtype), x)
+
+    def note(self, rows: Tensor, candidate: Tensor, right: Tensor) -> None:
+        """Keep candidates of some images that lie in the benchmark's ball and are classified worse than before."""
+        legal = inside(self.threat, candidate - self.x[rows])
+        self.found.update(rows[legal], candidate[legal], right[legal], self.check)
+
+    def tau(self, first: Tensor, second: Tensor) -> float:
+        """Half the width of the 95 % paired interval of mean(first) - mean(second), same images."""
+        low, high = interval(first.tolist(), second.tolist())
+        return (high - low) / 2
+
+    def exceeds(self, first: Tensor, second: Tensor) -> bool:
+        """Whether mean(first) lies above mean(second) by more than chance: the paired interval lies above 0."""
+        return len(first) > 0 and interval(first.tolist(), second.tolist())[0] > 0
+
+    # What several checks share --------------------------------------------------------------------------
+
+    @property
+    def reported(self) -> Tensor:
+        """What the row reports of each image: the smallest verdict of the benchmark's attacks inside its ball, (n,)."""
+        right = self.clean.clone()
+        for plan in self.context.plans:
+            table = self.context.outcomes.get(plan.label)
+            if table is None:
+                continue
+            mine = table.set_index("index").loc[self.index.tolist()]
+            size = torch.tensor(mine[self.threat.norm].to_numpy(), dtype=torch.float64)
+            share = torch.tensor(mine["adv_correct"].to_numpy(), dtype=torch.float32)
+            slack = 1e-6 if self.threat.norm == "linf" else 1e-6 + 1e-5 * self.threat.eps
+            legal = (size <= self.threat.eps + slack) & share.isfinite()
+            share = torch.where(legal, share, math.inf).to(right)
+            right = torch.minimum(right, share)
+        return right
+
+    def battery(self) -> list[tuple[str, Attack]]:
+        """The certificate's own white-box attacks, in order, by stream name."""
+        b = self.budget
+        out: list[tuple[str, Attack]] = [
+            ("ce", APGD(steps=b.steps, loss="ce", eot=self.eot)),
+            ("margin", APGD(steps=b.steps, loss="margin", eot=self.eot)),
+        ]
+        if self.classes >= 4:
+            targeted = APGD(steps=b.steps, loss="dlr_targeted", targets=b.targets, eot=self.eot)
+            out.append(("dlr_targeted", targeted))
+        return out
+
+    def strongest(
+        self,
+        name: str,
+        *,
+        rows: Tensor | None = None,
+        threat: Threat | None = None,
+        on: nn.Module | None = None,
+    ) -> Attacked:
+        """The battery, attack after attack; on a network that is not random each sees what the last one left."""
+        rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
+        candidate, right = self.x[rows].clone(), self.clean[rows].clone()
+        for kind, attack in self.battery():
+            left = (right > 0).nonzero().flatten()
+            if len(left) == 0:
+                break
+            new = self.attack(attack, f"{name}/{kind}", rows=rows[left], threat=threat, on=on)
+            better = left[new.right < right[left]]
+            chosen = new.right < right[left]
+            candidate[better], right[better] = new.candidate[chosen], new.right[chosen]
+        return Attacked(candidate, right)
+
+    @property
+    def white(self) -> Attacked:
+        """The strongest white-box verdicts: the battery's, and what the benchmark's own attacks have found.
+
+        A random network's candidates are judged anew: the smallest of several noisy shares flatters the attack.
+        """
+        if self._white is None:
+            was, self.check = self.check, "white box"
+            try:
+                out = self.strongest("white")
+                right = self.judged(out.candidate, "white again") if self.stochastic else out.right
+                self._white = Attacked(out.candidate, torch.minimum(right, self.reported))
+            finally:
+                self.check = was
+        return self._white
+
+    def only_here(self, attacked: Attacked, rows: Tensor) -> Tensor:
+        """Images that a check fools and the white box does not, even when it tries again and harder; (R,).
+
+        Args:
+            attacked: the check's candidates.
+            rows: the images they belong to.
+        """
+        left = rows[(attacked.right < 0.5) & (self.white.right[rows] > 0.5)]
+        for i, (kind, attack) in enumerate(self.battery()):
+            if len(left) == 0:
+                break
+            assert isinstance(attack, APGD)
+            harder = APGD(
+                steps=2 * attack.steps,
+                restarts=5 if i < 2 else 1,
+                loss=attack.loss,
+                targets=self.classes - 1,
+                eot=attack.eot,
+            )
+            left = left[self.attack(harder, f"white/retry/{kind}", rows=left).right > 0.5]
+        return left
+
+    def indices(self, rows: Tensor) -> list[int]:
+        """Positions in the data set of some images."""
+        return [int(i) for i in self.index[rows.cpu()]]
+
+    @property
+    def unbounded(self) -> tuple[Attacked, Attacked]:
+        """100 steps with the whole box as ball on images classified right: cross-entropy alone, then with the margin
+        on what that left; ``right_rows`` says which images.
+        """
+        if self._unbounded is None:
+            from attacks.pgd import PGD
+
+            box = Threat(norm="linf", eps=1.0)
+            steps = max(100, self.budget.steps)
+            ce = self.attack(
+                PGD(steps=steps, step_size=0.05, eot=self.eot),
+                "unbounded/ce",
+                rows=self.right_rows,
+                threat=box,
+            )
+            both = Attacked(ce.candidate.clone(), ce.right.clone())
+            left = (ce.right > 0.5).nonzero().flatten()
+            if len(left):
+                margin = PGD(steps=steps, step_size=0.05, loss="margin", restarts=3, eot=self.eot)
+                new = self.attack(margin, "unbounded/margin", rows=self.right_rows[left], threat=box)
+                both.candidate[left], both.right[left] = (
+                    new.candidate,
+                    torch.minimum(new.right, both.right[left]),
+                )
+            self._unbounded = ce, both
+        return self._unbounded
+
+
+class Found:
+    """The adversarial of smallest share right for every image, over all checks, and which check found it.
+
+    Args:
+        x: clean images (n, C, H, W).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.candidate = x.clone()
+        self.right = torch.full((len(x),), math.inf, device=x.device)
+        self.by = [""] * len(x)
+
+    def update(self, rows: Tensor, candidate: Tensor, right: Tensor, check: str) -> None:
+        """Show candidates of some images; see the class."""
+        better = right < self.right[rows]
+        chosen = rows[better]
+        self.candidate[chosen], self.right[chosen] = candidate[better], right[better]
+        for i in chosen.tolist():
+            self.by[i] = check
+
+    @property
+    def rows(self) -> Tensor:
+        """Images with any candidate, (R,)."""
+        return self.right.isfinite().nonzero().flatten()

@@ -1,0 +1,189 @@
+"""Accuracy against the radius, from the distances that one minimum-norm attack found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse.files import read_json, write_atomically
+from robustbench_sparse.judge import BALL_SLACK, L2_SLACK
+from robustbench_sparse.outcomes import check_run_folder, read_manifest, verdicts
+from robustbench_sparse.stats import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS = 21
+
+
+def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> pd.DataFrame:
+    """Accuracy at any radius, counted from one outcome of an attack that seeks the smallest perturbation.
+
+    An image holds at a radius when the network has it right and the attack's candidate, as it was returned, lies
+    farther away or fools nothing. At the radius of the attack's threat this is its column in the leaderboard, but for
+    images whose candidate lay outside the ball and fools still, or only then, once it is projected into it: the column
+    counts them as fooled, so it is never above the curve. Of a random network, the column averages the share of draws
+    that are right; here an image is fooled where half of them are wrong.
+
+    Args:
+        run_folder: ``results/<benchmark>/runs/<id>``.
+        attack: the label of the attack.
+        eps: radii >= 0 in units of the pixel range, in the norm that the attack was judged in; by default
+            ``POINTS`` evenly spaced ones from 0 to 1.5 times the largest distance found, or to twice the radius of
+            the attack's threat where no distance was found.
+
+    Returns:
+        One row per radius: ``eps``; ``accuracy``, ``lo`` and ``hi``, percent with its 95 % interval (Wilson); ``n``,
+        images. The table's ``attrs`` hold ``run``, ``attack``, ``norm`` and ``eps``, the radius of the attack's
+        threat.
+
+    Raises:
+        UserError: for a folder without this outcome, one that does not hold distances, or an attack that says nothing
+            beyond its ball.
+    """
+    check_run_folder(run_folder)
+    if eps is not None and (len(eps) == 0 or not all(e >= 0 for e in eps)):
+        raise UserError(f"--eps: expected numbers >= 0, got {list(eps)!r}")
+    manifest = read_manifest(run_folder.parent.parent)
+    labels: list[str] = manifest["attacks"]
+    if attack not in labels:
+        raise UserError(
+            f"--attack {attack}: no such attack{near(attack, labels)}; there are: {', '.join(labels)}"
+        )
+    found = verdicts(run_folder / "outcomes", manifest)
+    if attack not in found.columns:
+        gaps = [gap for gap in found.gaps if attack in gap] or found.gaps
+        raise UserError(f"{run_folder}: {'; '.join(gaps)}")
+    about = read_json(run_folder / "outcomes" / f"{attack}.json")
+    threat = _threat_of(about, attack)
+    distance = _distances(run_folder / "outcomes" / f"{attack}.csv")
+    finite = distance[distance < math.inf]
+    if eps is None:
+        farthest = 1.5 * float(finite.max()) if len(finite) else 0.0
+        farthest = farthest or (2 * threat["eps"] if math.isfinite(threat["eps"]) else 1.0)
+        eps = [farthest * i / (POINTS - 1) for i in range(POINTS)]
+    rows, n = [], len(distance)
+    for radius in eps:
+        holds = (distance > _reach(radius, threat["norm"])) | (distance == math.inf)
+        standing = int(holds.sum())
+        low, high = wilson(standing, n)
+        rows.append(
+            {
+                "eps": float(radius),
+                "accuracy": 100 * standing / n,
+                "lo": 100 * low,
+                "hi": 100 * high,
+                "n": n,
+            }
+        )
+    table: pd.DataFrame = pd.DataFrame(rows)
+    run = str(read_json(run_folder / "run.json").get("run_id", run_folder.name))
+    table.attrs.update(run=run, attack=attack, **threat)
+    return table
+
+
+def text_of(table: pd.DataFrame) -> str:
+    """The curve for people."""
+    lines = [
+        _title(table),
+        "",
+        "Percent right at each radius eps, with its 95 % interval (Wilson), from the smallest perturbations found.",
+        "",
+        f"{'eps':>10}{'accuracy':>10}{'interval':>16}",
+    ]
+    for row in table.to_dict("records"):
+        span = f"{row['lo']:.1f} to {row['hi']:.1f}"
+        lines.append(f"{row['eps']:>10.5g}{row['accuracy']:>10.1f}{span:>16}")
+    return "\n".join(lines) + "\n"
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Draw a curve with its interval and the attack's own radius; the ending of ``path`` is the kind of file.
+
+    Raises:
+        UserError: without matplotlib, or for a kind of file it cannot write.
+    """
+    figure_class = _figure_class()
+    figure: Figure = figure_class(figsize=(6, 4), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in kinds:
+        raise UserError(f"--plot {path}: expected a file ending in one of .{', .'.join(sorted(kinds))}")
+    norm, own = {"linf": "l_inf", "l2": "l_2"}[table.attrs["norm"]], table.attrs["eps"]
+    table = table[table["eps"] < math.inf].sort_values("eps")
+    axes = figure.subplots()
+    axes.fill_between(table["eps"], table["lo"], table["hi"], alpha=0.25, linewidth=0, label="95 % interval")
+    axes.plot(table["eps"], table["accuracy"], marker=".", label="accuracy")
+    if len(table) and own <= table["eps"].max():
+        axes.axvline(own, color="gray", linestyle=":", label=f"the attack's eps = {own:.5g}")
+    axes.set(xlabel=f"eps ({norm})", ylabel="accuracy in percent", ylim=(0, 100), title=_title(table))
+    axes.set_xlim(left=0)
+    axes.legend()
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+    except OSError as e:
+        raise UserError(f"--plot {path}: cannot be written: {one_line(e)}") from None
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "--plot: needs matplotlib, which comes with the extra 'plot' of robustbench_sparse"
+        ) from None
+    return Figure
+
+
+def _title(table: pd.DataFrame) -> str:
+    facts = table.attrs
+    return f"{facts['run']}: {facts['attack']}, {facts['norm']}, n = {table['n'].iloc[0]}"
+
+
+def _threat_of(about: dict[str, Any], attack: str) -> dict[str, Any]:
+    """Norm and radius that an attack was judged in; UserError where its distances say nothing beyond the radius."""
+    try:
+        threat = about["key"]["attack"]["threat"]
+        norm, radius = str(threat["norm"]), float(threat["eps"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{attack}: its outcome does not say which threat it was judged in") from None
+    if about.get("bounded", True):
+        raise UserError(
+            f"--attack {attack}: stays inside its ball and says nothing beyond; its curve would hold at its own eps = "
+            f"{radius:.5g} only. Take an attack that seeks the smallest perturbation, such as cw or fab"
+        )
+    if not about.get("minimum_norm", True):
+        raise UserError(
+            f"--attack {attack}: does not seek the smallest perturbation, so that its distances make no curve; cw and "
+            "fab do"
+        )
+    if radius == 0:
+        raise UserError(f"--attack {attack}: judged at eps = 0, where no attack looks for anything")
+    return {"norm": norm, "eps": radius}
+
+
+def _distances(path: Path) -> pd.Series[float]:
+    table = pd.read_csv(path)
+    if "distance" not in table.columns or table["distance"].isna().any():
+        why = (
+            "judged before distances were kept"
+            if "distance" not in table.columns
+            else "distances are missing"
+        )
+        raise UserError(f"{path}: {why}; delete it to judge again")
+    distance: pd.Series[float] = pd.to_numeric(table["distance"], errors="coerce")
+    if not (distance >= 0).all():
+        raise UserError(f"{path}: damaged: distance: expected numbers >= 0")
+    return distance
+
+
+def _reach(eps: float, norm: str) -> float:
+    """The radius with the judge's allowance for rounding; none at 0, where only the clean image counts."""
+    if eps == 0:
+        return 0.0
+    return eps + BALL_SLACK + (L2_SLACK * eps if norm == "l2" else 0.0)

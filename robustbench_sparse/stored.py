@@ -1,0 +1,80 @@
+"""Networks read back from their runs' folders, without the data set they were trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from robustbench_sparse.config import resolve
+from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.files import fill, load_weights, read_json
+from robustbench_sparse.plan import Plan
+from robustbench_sparse.runs import RunFolder, sha256
+from robustbench_sparse.train import build_network
+
+
+def has_recipe(folder: Path | None) -> bool:
+    """Whether a run's folder says how its network was built; that of a foreign network does not."""
+    if folder is None or not (folder / "run.json").is_file():
+        return False
+    return bool(read_json(folder / "run.json").get("record"))
+
+
+def stored_plan(folder: Path) -> Plan:
+    """The plan of a benchmark with this run alone, as ``run.json`` records it.
+
+    Raises:
+        UserError: the record is damaged, or of other plug-ins than there are.
+    """
+    path = folder / "run.json"
+    facts = read_json(path)
+    try:
+        record = facts["record"]
+        defenses = [{k: v for k, v in d.items() if (k, v) != ("stages", None)} for d in record["defenses"]]
+        raw = {
+            "name": facts["benchmark"],
+            "data": record["data"],
+            "validation": record["validation"],
+            "train_limit": record["train_limit"],
+            "threat": record["threat"],
+            "train": {"stages": record["stages"]},
+            "runs": {facts["run"]: {"model": record["model"], "defenses": defenses}},
+        }
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None
+    return resolve(raw, name=str(path))
+
+
+def architecture(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
+    """The network of a run, with fresh weights, in eval mode on the CPU.
+
+    Args:
+        folder: the run's, see ``has_recipe``.
+        channels, size, classes: of the data set, as in ``train.build_network``.
+
+    Raises:
+        UserError: as ``stored_plan``, or for images that the network does not fit.
+    """
+    run = stored_plan(folder).runs[0]
+    seed = int(read_json(folder / "run.json")["seed"])
+    try:
+        return build_network(run, [d.build() for d in run.defenses], channels, size, classes, seed).eval()
+    except ValueError as e:
+        raise UserError(f"{folder / 'run.json'}: {one_line(e)}") from None
+
+
+def rebuilt(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
+    """The network of a run with the weights of its file, in eval mode on the CPU.
+
+    Raises:
+        UserError: as ``architecture``; or weights that are missing, of another network, or not those trained.
+    """
+    place = RunFolder(path=folder, run_id=folder.name, label="", seed=0, facts={})
+    training = place.training()
+    weights = load_weights(place.weights)
+    if training is None or sha256(place.weights) != training.get("weights_sha256"):
+        raise UserError(f"{place.weights}: changed since it was trained")
+    model = architecture(folder, channels, size, classes)
+    fill(model, weights, place.weights)
+    return model
