@@ -57,7 +57,8 @@ class Bench:
     def test(self) -> tuple[Tensor, Tensor]:
         """Test images (N, 3, 32, 32) in [0, 1] and their labels, a fixed random choice in a random order."""
         order = torch.randperm(len(self.dataset.test_y), generator=torch.Generator().manual_seed(SEED))
-        order = order[: max(self.sizes.agree_images, self.sizes.attack_images, self.sizes.verdict_images)]
+        s = self.sizes
+        order = order[: max(s.agree_images, s.attack_images, s.verdict_images, s.auto_images)]
         x = self.dataset.test_x[order].to(self.device).float() / 255
         return x, self.dataset.test_y[order].to(self.device)
 

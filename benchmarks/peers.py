@@ -35,6 +35,14 @@ def torchattacks_pgd(model: nn.Module, *, eps: float, alpha: float, steps: int) 
     return attack
 
 
+def torchattacks_autoattack(model: nn.Module, *, eps: float, classes: int) -> Peer:
+    """torchattacks.AutoAttack, l_inf, the standard ensemble as it comes."""
+    import torchattacks
+
+    attack: Peer = torchattacks.AutoAttack(model, norm="Linf", eps=eps, n_classes=classes, seed=0)
+    return attack
+
+
 def foolbox_pgd(model: nn.Module, *, eps: float, alpha: float, steps: int) -> Peer:
     """foolbox's LinfPGD; the clipped candidates, which lie in the ball."""
     import foolbox

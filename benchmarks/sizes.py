@@ -20,6 +20,7 @@ class Sizes:
         verdict_images, verdict_batch: of the rows to a verdict, and how many our side takes at once: as images leave,
             a small batch would run empty (``batch_size: auto`` chooses so, too).
         cw_images, cw_steps: of the C&W row.
+        auto_images, auto_queries: of the AutoAttack row: images, of which the first half is timed; Square's queries.
         agree_images: images on which the fast path's verdicts are held against the fp32 path's.
         epoch_images, epoch_steps: images and PGD steps of the timed epoch of adversarial training.
         accuracy_images, accuracy_epochs, seeds: of the comparison of accuracies after equal epochs.
@@ -43,6 +44,8 @@ class Sizes:
     attack_steps: int = 20
     cw_images: int
     cw_steps: int = 50
+    auto_images: int = 1000
+    auto_queries: int = 5000
     agree_images: int = 1000
     epoch_images: int
     epoch_steps: int = 10
@@ -110,6 +113,8 @@ QUICK = Sizes(
     attack_steps=3,
     cw_images=8,
     cw_steps=5,
+    auto_images=24,
+    auto_queries=20,
     agree_images=40,
     epoch_images=32,
     epoch_steps=2,

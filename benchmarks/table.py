@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks import (
     rows_agreement,
+    rows_autoattack,
     rows_compile,
     rows_cw,
     rows_ensemble,
@@ -48,5 +49,6 @@ ROWS: dict[str, Row] = {
     "cli": Row(rows_start.command, 15),
     "reading": Row(rows_start.reading, 45),
     "compiling": Row(rows_compile.compiling, 150),
+    "autoattack": Row(rows_autoattack.autoattack, 3600, default=False),
     "at-accuracy": Row(rows_training.at_accuracy, 3600, default=False),
 }

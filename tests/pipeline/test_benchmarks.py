@@ -93,6 +93,17 @@ def test_accuracies_after_equal_epochs(tmp_path: Path) -> None:
     assert all(0 <= float(line[side]) <= 100 for line in lines for side in ("ours", "theirs"))
 
 
+def test_autoattack_beside_the_librarys(tmp_path: Path) -> None:
+    done = bench("--only", "autoattack", "--out", str(tmp_path / "result"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    speed, equal, full = rows(tmp_path / "result.csv")
+    assert float(speed["ours"]) > 0
+    assert float(speed["theirs"]) > 0
+    for line in (equal, full):
+        assert "only ours broke" in line["note"]
+        assert float(line["got"]) <= 0.2  # points of robust accuracy above the library's
+
+
 def test_an_unknown_row_is_refused() -> None:
     done = bench("--only", "pgd-ful")
     assert done.returncode == 2
