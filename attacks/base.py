@@ -203,6 +203,34 @@ def noise_from(model: nn.Module, source: NoiseSource | None) -> Iterator[None]:
             m.noise_source = old
 
 
+class Silence:
+    """A source of noise that is silent: zeros, and no stream is drawn from."""
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Zeros shaped like a tensor."""
+        return torch.zeros_like(like)
+
+
+class NoiseOff(nn.Module):
+    """A random network with its noise off.
+
+    The network is no submodule of it, so that it is not taken for random itself.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["network"] = network
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K)."""
+        with noise_from(self.network, Silence()):
+            out: Tensor = self.network(x)
+        return out
+
+
 def exact_of(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The network that a fast stand-in (its attribute ``exact``) was made from; None where nothing stands in.
 

@@ -80,8 +80,9 @@ class FAB(Attack):
 
     @property
     def passes(self) -> int:
-        """Gradient passes per image at most; there are about as many forward passes on top."""
-        return super().passes * (self.targets if self.target == "none" else 1)
+        """Gradient passes per image at most: each step but the first may take two."""
+        paths = super().passes // self.steps * (self.targets if self.target == "none" else 1)
+        return (2 * self.steps - 1) * paths
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
         """The smallest adversarial found for each image, (B, C, H, W)."""
@@ -125,8 +126,19 @@ class FAB(Attack):
         """
         margin = loss_towards("margin", towards)
         height: Loss = lambda z, c: margin(z, c[:, 0]) if towards else lead(z, c[:, 0], c[:, 1])  # noqa: E731
-        for _ in range(self.steps):
-            w, value, _ = input_gradient(model, x_adv, classes, height, random, self.eot)
+        for step in range(self.steps):
+            w, value, logits = input_gradient(model, x_adv, classes, height, random, self.eot)
+            if step:
+                # This pass is also the verdict on the point that the last step led to.
+                fools = margin(logits, classes[:, 0])
+                _show(best, rows, x, x_adv, fools, threat)
+                back = (fools > 0).nonzero().flatten()
+                if len(back):
+                    x_adv = x_adv.clone()
+                    x_adv[back] = x[back] + self.beta * (x_adv[back] - x[back])
+                    w[back], value[back], _ = input_gradient(
+                        model, x_adv[back], classes[back], height, random.subset(back), self.eot
+                    )
             to_plane = project_hyperplane(x_adv, w, -value, threat.norm)
             # The same hyperplane, seen from the clean image.
             offset = (w * (x_adv - x)).flatten(1).sum(1) - value
@@ -136,10 +148,9 @@ class FAB(Attack):
             alpha = per_image((near / (near + far).clamp_min(tiny)).clamp_max(self.alpha_max), x)
             x_adv = (1 - alpha) * (x_adv + self.eta * to_plane) + alpha * (x + self.eta * from_clean)
             x_adv = x_adv.clamp(0, 1)
-            with torch.no_grad():
-                gap = margin(logits_of(model, x_adv, random, self.eot), classes[:, 0])
-            _show(best, rows, x, x_adv, gap, threat)
-            x_adv = torch.where(per_image(gap > 0, x), x + self.beta * (x_adv - x), x_adv)
+        with torch.no_grad():
+            gap = margin(logits_of(model, x_adv, random, self.eot), classes[:, 0])
+        _show(best, rows, x, x_adv, gap, threat)
 
     def _bisect(
         self,

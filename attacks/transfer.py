@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Loss, SampleRandom, Threat, check, is_stochastic, logits_of, noise_from
+from attacks.base import Loss, NoiseOff, SampleRandom, Threat, check, is_stochastic, logits_of
 from attacks.iterate import Best
 from attacks.losses import LOSSES, loss_towards
 from attacks.pgd import PGD
@@ -60,8 +60,7 @@ class Transfer(PGD):
         Raises:
             ValueError: for a source that has not been set by ``on``.
         """
-        silent = self.source == NOISE_OFF
-        source = Silent(model) if silent else self.surrogate
+        source = NoiseOff(model) if self.source == NOISE_OFF else self.surrogate
         if source is None:
             raise ValueError(f"source: expected a network set by on(), got only its name {self.source!r}")
         goal, towards = self.aim(model, x, y, random, self.eot)
@@ -72,7 +71,7 @@ class Transfer(PGD):
                 steps=self.steps,
                 step_size=self.step_size,
                 loss="margin" if path % 2 else self.loss,
-                eot=1 if silent else self.eot,
+                eot=self.eot,
                 momentum=self.momentum,
                 random_start=self.random_start,
                 keep="last",
@@ -88,28 +87,3 @@ class Transfer(PGD):
             if len(rows) == 0:
                 break
         return best.result()
-
-
-class Silent(nn.Module):
-    """A network whose random layers draw zeros."""
-
-    stochastic = False
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's logits."""
-        with noise_from(self.network, _Zeros()):
-            out: Tensor = self.network(x)
-        return out
-
-
-class _Zeros:
-    """A source of noise that is silent."""
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Zeros shaped like a tensor."""
-        return torch.zeros_like(like)

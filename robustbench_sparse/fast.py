@@ -14,7 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, RandomModule, SampleRandom, Threat, exact_of, is_stochastic, noise_from
+from attacks.base import (
+    Attack,
+    RandomModule,
+    SampleRandom,
+    Silence,
+    Threat,
+    exact_of,
+    is_stochastic,
+    noise_from,
+)
 from robustbench_sparse.data.base import cache_folder
 from robustbench_sparse.errors import one_line
 from robustbench_sparse.folding import Stem, fold, pairs_of, replace_layer, stems_of
@@ -179,7 +188,7 @@ class FastTraining:
         devices = [x.device] if x.device.type == "cuda" else []
         was_training = self.model.training
         try:
-            with torch.random.fork_rng(devices), noise_from(self.model, _Silence()):
+            with torch.random.fork_rng(devices), noise_from(self.model, Silence()):
                 self.model.train()
                 torch.autograd.grad(self(x).sum(), parameters, allow_unused=True)
         except Exception as e:  # whatever a compiler may raise, the eager network is still there
@@ -190,14 +199,6 @@ class FastTraining:
             with torch.no_grad():
                 for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
-
-
-class _Silence:
-    """A source that draws from no stream."""
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Zeros shaped like a tensor."""
-        return torch.zeros_like(like)
 
 
 @torch.no_grad()

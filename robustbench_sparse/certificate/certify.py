@@ -14,7 +14,19 @@ import pandas as pd
 import torch
 
 from attacks.base import Threat
-from robustbench_sparse.certificate import gradients, masking, noise, objective, records
+from robustbench_sparse.certificate import (
+    active_test,
+    attack_records,
+    gradients,
+    indicators,
+    jumps,
+    masking,
+    noise,
+    objective,
+    outputs,
+    seeds_and_data,
+    sparsity_records,
+)
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Check, Finding
 from robustbench_sparse.certificate.reading import FORMAT, verdict_of
@@ -34,7 +46,19 @@ def _in_order(checks: Sequence[Check]) -> dict[str, Check]:
 
 
 CHECKS: dict[str, Check] = _in_order(
-    [*masking.CHECKS, *gradients.CHECKS, *noise.CHECKS, *objective.CHECKS, *records.CHECKS]
+    [
+        *masking.CHECKS,
+        *gradients.CHECKS,
+        *outputs.CHECKS,
+        *jumps.CHECKS,
+        *noise.CHECKS,
+        *objective.CHECKS,
+        *active_test.CHECKS,
+        *indicators.CHECKS,
+        *attack_records.CHECKS,
+        *sparsity_records.CHECKS,
+        *seeds_and_data.CHECKS,
+    ]
 )
 
 

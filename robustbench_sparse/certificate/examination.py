@@ -8,7 +8,7 @@ from typing import Any
 from attacks.base import Threat, is_stochastic
 from robustbench_sparse.certificate.budget import BUDGETS, Level
 from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
-from robustbench_sparse.certificate.records import facts_of
+from robustbench_sparse.certificate.seeds_and_data import facts_of
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.files import read_json
 from robustbench_sparse.judge import Judge, plain

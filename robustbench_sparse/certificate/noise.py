@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGD
-from attacks.base import RandomModule, SampleRandom, noise_from
+from attacks.base import NoiseOff, RandomModule, SampleRandom, noise_from
 from attacks.pgd import PGD
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.subject import Attacked, Subject
@@ -180,31 +180,6 @@ class Frozen(nn.Module):
         return out
 
 
-class _Silence:
-    """A source that draws from no stream."""
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Zeros shaped like a tensor."""
-        return torch.zeros_like(like)
-
-
-class Quiet(nn.Module):
-    """A random network with its noise off. Not a submodule of it, so that attacks see a network that is not random."""
-
-    network: nn.Module
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["network"] = network
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, K)."""
-        with noise_from(self.network, _Silence()):
-            out: Tensor = self.network(x)
-        return out
-
-
 def _white(s: Subject, eot: int) -> APGD:
     return APGD(steps=s.budget.steps, loss="margin", eot=eot)
 
@@ -236,7 +211,7 @@ def r5(s: Subject) -> Finding:
     frozen, candidate = torch.cat(frozen_right), torch.cat(candidates)
     on = Attacked(candidate, s.judged(candidate, "r5", rows))
     s.note(rows, on.candidate, on.right)
-    quiet, off_right = Quiet(s.model), []
+    quiet, off_right = NoiseOff(s.model), []
     for part in torch.split(rows, s.batch_size):
         x, y = s.x[part], s.y[part]
         found = s.threat.project(_white(s, 1)(quiet, x, y, s.threat, s.random("r5", part)), x)
@@ -265,7 +240,7 @@ def r6(s: Subject) -> Finding:
     rows = s.few
     if len(rows) == 0 or s.threat.eps == 0:
         return skipped("no image is classified right" if len(rows) == 0 else "eps is 0")
-    moved = s.attack(_white(s, 1), "r6", rows=rows, on=Quiet(s.model))
+    moved = s.attack(_white(s, 1), "r6", rows=rows, on=NoiseOff(s.model))
     white = s.white.right[rows]
     measured: dict[str, Value] = {
         "transfer_acc": moved.accuracy,

@@ -53,9 +53,9 @@ class Context:
             sparse network was made like. Each with the name of its row.
         undefended: the row has no defense: it is its own twin.
         claims: what the row claims of its sparsity: the content of ``sparsity.json``.
-        shrunk: the network without its dead channels, where one was made; see ``records.s4``.
+        shrunk: the network without its dead channels, where one was made; see ``sparsity_records.s4``.
         seeds: seeds of the benchmark.
-        data: positions and hashes of what was trained and selected on; see ``records.DataFacts``.
+        data: positions and hashes of what was trained and selected on; see ``seeds_and_data.DataFacts``.
     """
 
     folder: Path | None = None

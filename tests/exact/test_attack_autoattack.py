@@ -54,8 +54,8 @@ def test_without_queries_square_is_left_out() -> None:
 
 def test_passes_and_cost_count_the_whole_ensemble() -> None:
     attack = AutoAttack(steps=100, targets=9, queries=5000)
-    assert attack.passes == 100 + 900 + 900
-    assert attack.cost == 2 * 1900 + 5000
+    assert attack.passes == 100 + 900 + 199 * 9
+    assert attack.cost == 2 * (1000 + 199 * 9) + 5000
 
 
 def test_it_is_as_strong_as_each_of_its_members() -> None:

@@ -254,7 +254,7 @@ def test_a_random_network_and_its_passes(norm: Norm) -> None:
     hook.remove()
     for p in net.parameters():
         p.requires_grad_(True)
-    assert sum(count) == attack.passes == 6 * 4 * 2
+    assert sum(count) == attack.passes == 11 * 4 * 2
     assert len(count) % 4 == 0
     generator = torch.Generator().manual_seed(5)
     noise = 0.02 * torch.randn(200, *x.shape, generator=generator, dtype=torch.float64)

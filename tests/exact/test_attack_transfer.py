@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Threat, Transfer
-from attacks.base import RandomModule
-from attacks.transfer import Silent
+from attacks.base import NoiseOff, RandomModule
 from tests.exact.attack_models import digits_net, linear_net, streams
 
 THREAT = Threat(eps=0.15)
@@ -74,7 +73,7 @@ def test_a_source_only_named_is_refused() -> None:
 def test_noise_off_climbs_the_network_without_its_noise() -> None:
     net, x, y = digits_net()
     noisy = nn.Sequential(Noisy(), copy.deepcopy(net)).eval()
-    silent = Silent(noisy)
+    silent = NoiseOff(noisy)
     assert torch.equal(silent(x), net(x))
     assert not torch.equal(noisy(x), net(x))
     made = Transfer(steps=10, restarts=1, random_start=False)(noisy, x, y, THREAT, streams(len(x)))

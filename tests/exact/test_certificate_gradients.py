@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from attacks import PGD
 from attacks.base import RandomModule, Threat
+from robustbench_sparse.certificate import gradients, jumps, outputs
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.gradients import CHECKS, EvolutionStrategy
+from robustbench_sparse.certificate.jumps import EvolutionStrategy
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.plan import AttackPlan
 
+CHECKS = (*gradients.CHECKS, *outputs.CHECKS, *jumps.CHECKS)
 EPS = 0.15
 Make = Callable[[], nn.Module]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from attacks.base import RandomModule, Threat
+from attacks.base import NoiseOff, RandomModule, Threat
 from robustbench_sparse.certificate import noise
 from robustbench_sparse.certificate.budget import BUDGETS, Budget
 from robustbench_sparse.certificate.check import Finding
@@ -209,7 +209,7 @@ def test_frozen_noise_is_the_same_in_every_pass_and_for_every_batch_size(noisy: 
 def test_quiet_network_is_the_network_without_noise(noisy: Subject) -> None:
     with torch.no_grad():
         expected = nn.Sequential(*list(noisy.model.children())[1:])(noisy.x)
-        torch.testing.assert_close(noise.Quiet(noisy.model)(noisy.x), expected)
+        torch.testing.assert_close(NoiseOff(noisy.model)(noisy.x), expected)
 
 
 @pytest.mark.parametrize("run", [noise.r1, noise.r2, noise.r5, noise.r6])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import grad as taken_by_another_name
 
 from attacks import APGD, FGSM, PGD, Attack, SampleRandom, Threat
-from robustbench_sparse.certificate import objective
+from robustbench_sparse.certificate import active_test, indicators, objective
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Finding
 from robustbench_sparse.certificate.subject import Context, Subject
@@ -24,6 +24,7 @@ from robustbench_sparse.fast import FastNetwork
 from robustbench_sparse.plan import AttackPlan
 
 LINF, L2 = Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.6)
+CHECKS = (*objective.CHECKS, *active_test.CHECKS, *indicators.CHECKS)
 QUICK = dataclasses.replace(BUDGETS["quick"], few=24, steps=20, inner_points=99)
 
 
@@ -158,7 +159,7 @@ def plain() -> nn.Sequential:
 def test_honest_networks_pass(seed: int, adversarial: bool) -> None:
     kind, threat = list(NETWORKS)[(seed + adversarial) % 3], L2 if seed % 2 else LINF
     s = subject(trained(kind, seed, threat if adversarial else None), threat=threat, seed=seed)
-    found = {check.id: check.run(s) for check in objective.CHECKS}
+    found = {check.id: check.run(s) for check in CHECKS}
     skipped = {id_ for id_, f in found.items() if f.status == "skipped"}
     assert skipped == {"I4"}, found
     assert "stands in" in found["I4"].why
@@ -219,7 +220,7 @@ def test_saturated_and_bounded_outputs_fail_t1(
 
 
 def test_vanishing_gradients_fail_the_active_test(plain: nn.Sequential) -> None:
-    found = objective.z1(subject(Around(plain, before=staircase)))
+    found = active_test.z1(subject(Around(plain, before=staircase)))
     assert found.status == "failed"
     assert found.measured["found_share"] < 0.5  # type: ignore[operator]
     assert found.measured["random_found_share"] < 0.5  # type: ignore[operator]
@@ -228,9 +229,9 @@ def test_vanishing_gradients_fail_the_active_test(plain: nn.Sequential) -> None:
 
 def test_the_benchmarks_own_attack_is_the_one_under_test(plain: nn.Sequential) -> None:
     weak = PGD(steps=1, step_size=1e-3, random_start=False)
-    found = objective.z1(subject(plain, weak))
+    found = active_test.z1(subject(plain, weak))
     assert (found.status, found.measured["attack"]) == ("failed", "attack0")
-    strong = objective.z1(subject(plain, weak, APGD(steps=40, loss="dlr", restarts=2), FGSM()))
+    strong = active_test.z1(subject(plain, weak, APGD(steps=40, loss="dlr", restarts=2), FGSM()))
     assert (strong.status, strong.measured["attack"]) == ("passed", "attack1")
 
 
@@ -240,13 +241,13 @@ def test_heads_tell_the_surface_from_the_inside_and_rows_stay_in_order(
 ) -> None:
     s = subject(plain, threat=threat)
     rows = s.few[:8]
-    layers = objective._last_layers(s)
+    layers = active_test._last_layers(s)
     assert layers == ["3"]
-    setup = objective._heads(s, layers, rows, threat)
+    setup = active_test._heads(s, layers, rows, threat)
     assert bool(setup.ok.all())
-    heads = objective.Heads(s.model, layers, setup.weight, setup.bias)
+    heads = active_test.Heads(s.model, layers, setup.weight, setup.bias)
     random = s.random("z1/points", rows)
-    surface = objective._on_surface(s.x[rows], threat, random.normal(s.x[rows]))
+    surface = active_test._on_surface(s.x[rows], threat, random.normal(s.x[rows]))
     assert bool((heads(surface)[:, 1] > 0).all())
     assert bool((heads(s.x[rows])[:, 1] < 0).all())
     size = threat.size(surface - s.x[rows])
@@ -264,7 +265,7 @@ def test_a_plane_that_separates_is_found_where_there_is_one() -> None:
     inner = torch.randn(4, 50, 6, generator=g, dtype=torch.float64)
     outer = torch.zeros(4, 6, dtype=torch.float64)
     outer[:2, 0] = 6  # beyond all; the other two lie in their midst
-    _, low, high = objective._plane(inner, outer)
+    _, low, high = active_test._plane(inner, outer)
     assert (high > low).tolist() == [True, True, False, False]
 
 
@@ -273,7 +274,7 @@ def test_networks_without_a_linear_layer_skip_the_active_test() -> None:
     s = subject(net)
     s.y = net(s.x).argmax(1)
     s.clean = torch.ones(len(s))
-    found = objective.z1(s)
+    found = active_test.z1(s)
     assert found.status == "skipped"
     assert "nn.Linear" in found.why
 
@@ -289,7 +290,7 @@ def test_features_that_cannot_be_separated_are_reported_not_passed(plain: nn.Seq
 
     s = subject(Constant().eval())
     layers = ["head"]
-    setup = objective._heads(s, layers, s.few[:4], LINF)
+    setup = active_test._heads(s, layers, s.few[:4], LINF)
     assert not bool(setup.ok.any())
 
 
@@ -297,19 +298,19 @@ def test_a_loss_that_jumps_fails_i1(plain: nn.Sequential) -> None:
     def jump(x: Tensor) -> Tensor:
         return x + 0.2 * torch.sign(torch.sin(1e4 * x))
 
-    found = objective.i1(subject(Around(plain, before=jump)))
+    found = indicators.i1(subject(Around(plain, before=jump)))
     assert found.status == "failed"
     assert found.measured["ratio"] > 0.5  # type: ignore[operator]
 
 
 def test_a_steep_but_smooth_loss_passes_i1(plain: nn.Sequential) -> None:
-    found = objective.i1(subject(Around(plain, after=lambda z: 1000 * (z - 0.9 * z.detach().mean()))))
+    found = indicators.i1(subject(Around(plain, after=lambda z: 1000 * (z - 0.9 * z.detach().mean()))))
     assert found.status == "passed"
 
 
 def test_an_attack_that_returns_less_than_it_met_fails_i2(plain: nn.Sequential) -> None:
     s = subject(plain, Forgetful(steps=10), PGD(steps=10))
-    found = objective.i2(s)
+    found = indicators.i2(s)
     assert found.status == "failed"
     silent = dict(zip(found.measured["attacks"], found.measured["silent_share"], strict=True))  # type: ignore[arg-type]
     assert silent["attack0"] > 0.1
@@ -319,23 +320,23 @@ def test_an_attack_that_returns_less_than_it_met_fails_i2(plain: nn.Sequential) 
 
 def test_an_attack_that_stops_halfway_fails_i3(plain: nn.Sequential) -> None:
     short = PGD(steps=10, step_size=LINF.eps / 20, random_start=False, loss="margin")
-    found = objective.i3(subject(plain, short))
+    found = indicators.i3(subject(plain, short))
     assert found.status == "failed", found
-    assert objective.i3(subject(plain, PGD(steps=40))).status == "passed"
+    assert indicators.i3(subject(plain, PGD(steps=40))).status == "passed"
 
 
 def test_last_rise_is_a_share_of_the_runs_range() -> None:
-    assert objective._last_rise([0.0] * 10 + [1.0] * 11) == pytest.approx(0)
-    assert objective._last_rise([float(i) for i in range(21)]) == pytest.approx(0.5)
-    assert objective._last_rise([0.0, 4.0, *[1.0] * 9, 2.0]) == 0
-    assert objective._last_rise([3.0]) == 0
+    assert indicators._last_rise([0.0] * 10 + [1.0] * 11) == pytest.approx(0)
+    assert indicators._last_rise([float(i) for i in range(21)]) == pytest.approx(0.5)
+    assert indicators._last_rise([0.0, 4.0, *[1.0] * 9, 2.0]) == 0
+    assert indicators._last_rise([3.0]) == 0
 
 
 def test_a_stand_in_that_leads_astray_fails_i4(plain: nn.Sequential) -> None:
     good, bad = (FastNetwork(plain, precision="fp32") for _ in range(2))
-    assert objective.i4(subject(plain, stand_in=good)).status == "passed"
+    assert indicators.i4(subject(plain, stand_in=good)).status == "passed"
     bad.twin = Around(bad.twin, before=staircase)
-    found = objective.i4(subject(plain, stand_in=bad))
+    found = indicators.i4(subject(plain, stand_in=bad))
     assert found.status == "failed"
     assert found.measured["direct_acc"] < found.measured["stand_in_acc"]  # type: ignore[operator]
 
@@ -343,7 +344,7 @@ def test_a_stand_in_that_leads_astray_fails_i4(plain: nn.Sequential) -> None:
 def test_i4_reports_transfer_from_the_twin(plain: nn.Sequential) -> None:
     s = subject(plain, stand_in=FastNetwork(plain, precision="bf16"))
     s.context = dataclasses.replace(s.context, twin=("other", trained("relu", 1)))
-    found = objective.i4(s)
+    found = indicators.i4(s)
     assert found.status == "passed"
     assert 0 <= found.measured["twin_transfer_acc"] <= 1  # type: ignore[operator]
 
@@ -351,6 +352,6 @@ def test_i4_reports_transfer_from_the_twin(plain: nn.Sequential) -> None:
 def test_findings_do_not_depend_on_what_ran_before(plain: nn.Sequential) -> None:
     def findings(order: int) -> dict[str, Finding]:
         s = subject(plain, PGD(steps=10))
-        return {check.id: check.run(s) for check in objective.CHECKS[::order]}
+        return {check.id: check.run(s) for check in CHECKS[::order]}
 
     assert findings(1) == findings(-1)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from attacks import CW, FAB, FGSM, PGD
 from attacks.base import Attack, RandomModule, SampleRandom, Threat
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.certificate import records
+from robustbench_sparse.certificate import attack_records, seeds_and_data, sparsity_records
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.records import CHECKS, DataFacts, facts_of, same_logits
+from robustbench_sparse.certificate.seeds_and_data import DataFacts, facts_of
+from robustbench_sparse.certificate.sparsity_records import same_logits
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data.base import Dataset
@@ -37,6 +38,7 @@ from robustbench_sparse.progress import Silent
 from robustbench_sparse.sparsity import count_sparsity
 from robustbench_sparse.stored import has_recipe, rebuilt
 
+CHECKS = (*attack_records.CHECKS, *sparsity_records.CHECKS, *seeds_and_data.CHECKS)
 LINF = Threat(norm="linf", eps=0.1)
 L2 = Threat(norm="l2", eps=0.5)
 BUDGET = replace(BUDGETS["quick"], images=64, steps=10, eot=3, draws=10)
@@ -213,7 +215,7 @@ def test_honest_attacks_use_their_budget(
     plans = [AttackPlan(f"a{i}", "pgd", a, threat) for i, a in enumerate(attacks)]
     plans.append(AttackPlan("fab", "fab", FAB(steps=5), threat))
     s = subject(model, data, judged(model, data, tmp_path, plans), threat)
-    found = records.b1(s)
+    found = attack_records.b1(s)
     assert found.status == "passed", found
     used = [v for k, v in found.measured.items() if k.endswith(" used") and v is not None]
     assert len(used) >= 1
@@ -229,7 +231,7 @@ def test_a_perturbation_scaled_to_nothing_is_found(
         AttackPlan("scaled", "x:Scaled", ScaledPGD(), threat),
         AttackPlan("halved", "x:Scaled", ScaledPGD(by=0.5), threat),
     ]
-    found = records.b1(subject(model, data, judged(model, data, tmp_path, plans), threat))
+    found = attack_records.b1(subject(model, data, judged(model, data, tmp_path, plans), threat))
     assert found.status == "failed"
     assert found.measured["idle"] == ["scaled", "halved"]
 
@@ -237,7 +239,7 @@ def test_a_perturbation_scaled_to_nothing_is_found(
 def test_steps_too_short_to_reach_the_ball_are_found(data: PreparedData, tmp_path: Path) -> None:
     model = trained(data)
     plan = AttackPlan("short", "pgd", PGD(steps=5, step_size=0.001, random_start=False), LINF)
-    found = records.b1(subject(model, data, judged(model, data, tmp_path, [plan])))
+    found = attack_records.b1(subject(model, data, judged(model, data, tmp_path, [plan])))
     assert found.measured["idle"] == ["short"]
 
 
@@ -245,13 +247,13 @@ def test_candidates_outside_and_norms_above_eps_are_found(data: PreparedData, tm
     model = mlp().eval()
     far = AttackPlan("far", "x:TooFar", TooFar(), LINF)
     context = judged(model, data, tmp_path, [far])
-    found = records.b1(subject(model, data, context))
+    found = attack_records.b1(subject(model, data, context))
     assert found.status == "failed"
     assert found.measured["outside"] == ["far: outside_ball"]
     assert found.measured["outside_ball"] == []  # the judge had projected it
     table = context.outcomes["far"].assign(status="ok")
     table.loc[3, "linf"] = 0.1001
-    found = records.b1(subject(model, data, replace(context, outcomes={"far": table})))
+    found = attack_records.b1(subject(model, data, replace(context, outcomes={"far": table})))
     assert found.status == "failed"
     assert found.measured["outside_ball"] == ["far"]
 
@@ -266,7 +268,7 @@ def test_cw_and_fab_find_nearly_the_smallest_perturbation(data: PreparedData, th
         AttackPlan("fab", "fab", FAB(steps=20), threat),
         AttackPlan("next", "fab", FAB(steps=20, target="next"), threat),
     ]
-    found = records.b2(subject(mlp(), data, Context(plans=plans), threat))
+    found = attack_records.b2(subject(mlp(), data, Context(plans=plans), threat))
     assert found.status == "passed", found
     assert all(isinstance(r, float) and r >= 0.99 for r in found.measured.values())
 
@@ -277,17 +279,17 @@ def test_a_weak_minimum_norm_attack_is_found(data: PreparedData) -> None:
         AttackPlan("weak", "cw", CW(steps=3, search_steps=1), LINF),
         AttackPlan("far", "cw", CW(kappa=5.0), LINF),
     ]
-    found = records.b2(subject(mlp(), data, Context(plans=plans)))
+    found = attack_records.b2(subject(mlp(), data, Context(plans=plans)))
     assert found.status == "failed"
-    over = [k for k, r in found.measured.items() if isinstance(r, float) and r > records.LONGER]
+    over = [k for k, r in found.measured.items() if isinstance(r, float) and r > attack_records.LONGER]
     assert over == ["weak", "far"]
 
 
 @pytest.mark.parametrize("threat", [LINF, L2])
 def test_the_exact_distance_is_that_of_a_point_just_beyond(data: PreparedData, threat: Threat) -> None:
-    model, x, y = records._linear(subject(mlp(), data), threat, 10)
-    assert isinstance(model, records.Linear)
-    exact = records._distance(model, x, y, threat)
+    model, x, y = attack_records._linear(subject(mlp(), data), threat, 10)
+    assert isinstance(model, attack_records.Linear)
+    exact = attack_records._distance(model, x, y, threat)
     ball = 1.2 * exact.max().item()
     assert x.min() - ball > 0 or threat.norm == "l2"
     reached = torch.zeros_like(y, dtype=torch.bool)
@@ -317,7 +319,7 @@ def test_weights_changed_since_they_were_saved_are_found_by_a_new_process(
                 torch.where(torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) < 0.5, 0.3, 1.0)
             )
     s = subject(s.model, data, s.context)
-    found = records.b3(s)
+    found = attack_records.b3(s)
     assert found.status == "failed"
     assert found.measured["different"]
 
@@ -327,7 +329,7 @@ def test_a_new_process_that_fails_says_why(benchmark: Path, data: PreparedData, 
     assert s.context.folder is not None
     with (s.context.folder / "model.safetensors").open("ab") as f:
         f.write(b" ")
-    found = records.b3(s)
+    found = attack_records.b3(s)
     assert found.status == "failed"
     assert "the other process failed" in found.why
     assert "model.safetensors" in found.why
@@ -360,19 +362,19 @@ class LastBits(nn.Module):
 def test_adversarials_of_honest_networks_survive_8_bits(data: PreparedData, seed: int) -> None:
     threat = (LINF, L2)[seed % 2]
     model = trained(data, seed, threat if seed > 2 else None)
-    found = records.b4(subject(model, data, threat=threat))
+    found = attack_records.b4(subject(model, data, threat=threat))
     assert found.status == "passed"
     assert found.measured["in the ball but for rounding"] is True
 
 
 def test_adversarials_that_hang_on_the_last_bits_are_found(data: PreparedData) -> None:
-    found = records.b4(subject(LastBits(trained(data)), data, threat=Threat(eps=8 / 255)))
+    found = attack_records.b4(subject(LastBits(trained(data)), data, threat=Threat(eps=8 / 255)))
     assert found.status == "failed"
     assert found.measured["lost"]
 
 
 def test_a_radius_of_the_size_of_the_rounding_is_skipped(data: PreparedData) -> None:
-    assert records.b4(subject(trained(data), data, threat=Threat(eps=1 / 255))).status == "skipped"
+    assert attack_records.b4(subject(trained(data), data, threat=Threat(eps=1 / 255))).status == "skipped"
 
 
 # B5 ---------------------------------------------------------------------------------------------------------
@@ -396,7 +398,7 @@ def test_an_outcome_with_a_gap_or_a_failure_that_counts_is_found(
     s = row(benchmark, data)
     tables = {**s.context.outcomes, "pgd": broken_table(s.context.outcomes["pgd"], **changes)}
     s.context = replace(s.context, outcomes=tables)
-    found = records.b5(s)
+    found = attack_records.b5(s)
     assert found.status == "failed"
     assert said in found.why
 
@@ -409,22 +411,22 @@ def test_unknown_missing_and_crashed_attacks_are_found(
     assert context.folder is not None
     unknown = replace(context.plans[0], name="fgms")
     s.context = replace(context, plans=[unknown])
-    assert "no attack is called 'fgms'" in records.b5(s).why
+    assert "no attack is called 'fgms'" in attack_records.b5(s).why
     s.context = replace(context, outcomes={k: v for k, v in context.outcomes.items() if k != "pgd"})
-    assert "pgd: no outcome" in records.b5(s).why
+    assert "pgd: no outcome" in attack_records.b5(s).why
     path = context.folder / "outcomes" / "fgsm.json"
     write_json(path, {**read_json(path), "status": "crashed", "reason": "on purpose"})
     s.context = context
-    assert "fgsm: crashed: on purpose" in records.b5(s).why
+    assert "fgsm: crashed: on purpose" in attack_records.b5(s).why
     path.unlink()
-    assert "fgsm: no fgsm.json" in records.b5(s).why
+    assert "fgsm: no fgsm.json" in attack_records.b5(s).why
 
 
 def test_an_outcome_of_other_settings_is_found(benchmark: Path, data: PreparedData) -> None:
     s = row(benchmark, data)
     plans = [replace(p, attack=PGD(steps=50)) if p.label == "pgd" else p for p in s.context.plans]
     s.context = replace(s.context, plans=plans)
-    assert "pgd: judged with other settings" in records.b5(s).why
+    assert "pgd: judged with other settings" in attack_records.b5(s).why
 
 
 def test_a_judge_that_fails_open_is_found(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,9 +436,9 @@ def test_a_judge_that_fails_open_is_found(data: PreparedData, monkeypatch: pytes
             return self.clean().assign(adv_correct=1.0)
 
     s = subject(mlp(), data)
-    assert records.b5(s).status == "passed"
-    monkeypatch.setattr(records, "Judge", Open)
-    found = records.b5(s)
+    assert attack_records.b5(s).status == "passed"
+    monkeypatch.setattr(attack_records, "Judge", Open)
+    found = attack_records.b5(s)
     assert found.status == "failed"
     assert "raises" in found.why
     assert "nan" in found.why
@@ -457,11 +459,11 @@ def test_a_claim_that_the_file_does_not_hold_is_found(benchmark: Path, data: Pre
         {"nonzero_parameters": 10},
     ):
         s.context = replace(s.context, claims={**honest, **change})
-        found = records.s1(s)
+        found = sparsity_records.s1(s)
         assert found.status == "failed"
         assert found.measured["wrong"] == list(change)
     s.context = replace(s.context, claims={"weight_sparsity": honest["weight_sparsity"] + 0.05})
-    assert records.s1(s).status == "passed"
+    assert sparsity_records.s1(s).status == "passed"
 
 
 def test_a_foreign_networks_zeros_are_counted_in_its_file(data: PreparedData, tmp_path: Path) -> None:
@@ -472,12 +474,12 @@ def test_a_foreign_networks_zeros_are_counted_in_its_file(data: PreparedData, tm
     claims = count_sparsity(pruned, 1, 8)
     save_weights(path, pruned.state_dict())
     s = subject(pruned, data, Context(weights=path, claims=claims))
-    assert records.s1(s).status == records.s2(s).status == "passed"
+    assert sparsity_records.s1(s).status == sparsity_records.s2(s).status == "passed"
     save_weights(path, dense.state_dict())  # the pruned one was never saved
-    assert records.s1(s).status == records.s2(s).status == "failed"
+    assert sparsity_records.s1(s).status == sparsity_records.s2(s).status == "failed"
     save_weights(path, {"other": torch.zeros(3)})
-    assert records.s1(s).status == "failed"
-    assert "another architecture" in records.s1(s).why
+    assert sparsity_records.s1(s).status == "failed"
+    assert "another architecture" in sparsity_records.s1(s).why
 
 
 def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
@@ -490,7 +492,7 @@ def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
     name = next(k for k, v in weights.items() if v.ndim == 2)
     weights[name][0, 0] = 0
     save_weights(path, weights)
-    found = records.s2(s)
+    found = sparsity_records.s2(s)
     assert found.status == "failed"
     assert found.measured["different tensors"] == [name]
     assert found.measured["outcomes of other weights"] == ["clean", "fgsm", "pgd", "fab"]
@@ -501,16 +503,16 @@ def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
 
 def test_flips_against_the_parent_are_counted_and_never_called_a_gain_by_chance(data: PreparedData) -> None:
     natural, robust = trained(data), trained(data, threat=LINF)
-    better = records.s3(subject(robust, data, Context(parent=("dense", natural))))
+    better = sparsity_records.s3(subject(robust, data, Context(parent=("dense", natural))))
     assert better.status == "reported"
     assert better.measured["p"] < 0.05  # type: ignore[operator]
     assert better.why == "better than dense"
     assert better.measured["won_count"] > better.measured["lost_count"]  # type: ignore[operator]
     assert len(better.measured["won"]) <= 20  # type: ignore[arg-type]
-    worse = records.s3(subject(natural, data, Context(parent=("dense", robust))))
+    worse = sparsity_records.s3(subject(natural, data, Context(parent=("dense", robust))))
     assert worse.why == "worse than dense"
     assert worse.measured["lost"] == better.measured["won"]
-    same = records.s3(subject(robust, data, Context(parent=("dense", copy.deepcopy(robust)))))
+    same = sparsity_records.s3(subject(robust, data, Context(parent=("dense", copy.deepcopy(robust)))))
     assert same.measured["p"] == 1.0
     assert same.why.startswith("neither better nor worse")
 
@@ -532,12 +534,12 @@ def test_a_shrunk_network_must_give_the_masked_ones_logits(data: PreparedData) -
             strict=True,
         ):
             to.copy_(source)
-    assert records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "passed"
+    assert sparsity_records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "passed"
     with torch.no_grad():
         first_bias = shrunk[1].bias
         assert isinstance(first_bias, Tensor)
         first_bias[0] += 1  # what a dead neuron's bias still adds
-    assert records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "failed"
+    assert sparsity_records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "failed"
 
 
 class Noisy(RandomModule):
@@ -553,7 +555,7 @@ def test_logits_are_compared_without_noise_and_what_is_not_finite_is_far_apart(d
     with torch.no_grad():
         next(broken.parameters()).fill_(math.nan)
     assert same_logits(plain, broken, x)[0] == math.inf
-    assert records.s4(subject(plain, data, Context(shrunk=broken))).status == "failed"
+    assert sparsity_records.s4(subject(plain, data, Context(shrunk=broken))).status == "failed"
 
 
 # H1, H2 -----------------------------------------------------------------------------------------------------
@@ -590,9 +592,9 @@ def test_equal_images_have_equal_hashes_in_all_parts_and_one_bit_makes_another()
 def test_images_in_two_parts_are_found(data: PreparedData) -> None:
     s, facts = subject(mlp(), data), facts_of(data)
     s.context = Context(data=facts)
-    assert records.h1(s).status == "passed"
+    assert seeds_and_data.h1(s).status == "passed"
     s.context = Context(data=replace(facts, val=np.append(facts.val, facts.train[5])))
-    found = records.h1(s)
+    found = seeds_and_data.h1(s)
     assert found.status == "failed"
     assert found.measured["trained and validated on"] == [int(facts.train[5])]
 
@@ -605,7 +607,7 @@ def test_test_images_among_the_training_images_are_counted(
     train = facts.train_hashes.copy()
     train[:copies] = facts.test_hashes[:copies]
     s = subject(mlp(), data, Context(data=replace(facts, train_hashes=train)))
-    found = records.h1(s)
+    found = seeds_and_data.h1(s)
     assert found.status == status
     assert found.measured["test images seen in training"] == copies
     assert found.measured["seen"] == facts.test[:copies].tolist()
@@ -617,22 +619,22 @@ def test_a_checkpoint_chosen_without_validation_images_is_found(
     folder = copied(benchmark, tmp_path)
     facts: DataFacts = facts_of(data)
     s = subject(mlp(), data, Context(folder=folder, data=facts))
-    assert records.h1(s).status == "passed"
+    assert seeds_and_data.h1(s).status == "passed"
     about = read_json(folder / "run.json")
     about["record"]["validation"] = 0
     write_json(folder / "run.json", about)
-    assert records.h1(s).status == "failed"
+    assert seeds_and_data.h1(s).status == "failed"
     for stage in about["record"]["stages"]:
         stage["selection"] = "last"
     write_json(folder / "run.json", about)
-    assert records.h1(s).status == "passed"
+    assert seeds_and_data.h1(s).status == "passed"
 
 
 def test_seeds_and_interval_are_reported(data: PreparedData) -> None:
-    one = records.h2(subject(trained(data), data, Context(seeds=1)))
+    one = seeds_and_data.h2(subject(trained(data), data, Context(seeds=1)))
     assert one.status == "reported"
     assert "fewer than 3 seeds" in one.why
     low, acc, high = (one.measured[k] for k in ("low", "acc", "high"))
     assert 0 <= low <= acc <= high <= 1  # type: ignore[operator]
     assert high - low > 0.05  # type: ignore[operator]
-    assert records.h2(subject(trained(data), data, Context(seeds=3))).why == ""
+    assert seeds_and_data.h2(subject(trained(data), data, Context(seeds=3))).why == ""

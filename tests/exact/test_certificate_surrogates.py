@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from attacks import PGD, SampleRandom
 from attacks.base import RandomModule, Threat, input_gradient
 from attacks.losses import margin
+from robustbench_sparse.certificate.backward import agreement, bpda, disagrees, killers, liars
+from robustbench_sparse.certificate.parts import suspicious
 from robustbench_sparse.certificate.surrogates import (
     Scaled,
-    agreement,
-    bpda,
-    disagrees,
     in_float64,
-    killers,
     last_activation,
-    liars,
-    suspicious,
     without_last_activation,
 )
 

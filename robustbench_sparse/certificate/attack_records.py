@@ -1,15 +1,9 @@
-"""Checks B, S and H: is what was attacked, counted and reported what the row says it is?
-
-B asks whether the attacks did their work and their results last, S whether the weights that are counted are those that
-were judged, H whether the comparison is fair.
-"""
+"""Checks B: did the attacks do their work, and do their results last?"""
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,25 +17,18 @@ from attacks import ATTACKS, PGD
 from attacks.base import Attack, SampleRandom, Threat
 from attacks.iterate import steepest
 from attacks.losses import cross_entropy
-from attacks.transfer import Silent
-from defenses.base import prunable
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.replay import margins, replay
 from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.fast import logits_in_parts
-from robustbench_sparse.files import fill, load_weights, read_json
+from robustbench_sparse.files import read_json
 from robustbench_sparse.judge import BALL_SLACK, L2_SLACK, Judge, Protocol, plain, seeks_smallest
-from robustbench_sparse.paired import compare
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.plugins import SettingError, find
 from robustbench_sparse.progress import Silent as NoProgress
-from robustbench_sparse.runs import sha256
-from robustbench_sparse.sparsity import count_sparsity
-from robustbench_sparse.stats import wilson
-from robustbench_sparse.stored import architecture, has_recipe
+from robustbench_sparse.stored import has_recipe
 from robustbench_sparse.streams import derive
 
 USED = 0.9  # share of the way that attacks which failed must have gone
@@ -50,44 +37,8 @@ LINEAR_IMAGES, LINEAR_CLASSES = 8, 10
 LONGER = 1.25  # than the smallest perturbation there is
 ROUNDING = 1e-4  # a margin that another order of summation may turn
 LOST = 0.05  # share of the images whose adversarial does not survive 8 bits
-POINTS = 0.1  # percentage points of a sparsity
-LEAKED = 0.01  # share of the test images
-SEEDS = 3
-LISTED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """Which images were trained on, selected on and judged.
-
-    Attributes:
-        train, val: positions in the data set's training part.
-        train_hashes, val_hashes: of these images, see ``PreparedData.image_hashes``.
-        test: positions of the judged images in the test part.
-        test_hashes: of these images.
-    """
-
-    train: np.ndarray[Any, Any]
-    val: np.ndarray[Any, Any]
-    train_hashes: np.ndarray[Any, Any]
-    val_hashes: np.ndarray[Any, Any]
-    test: np.ndarray[Any, Any]
-    test_hashes: np.ndarray[Any, Any]
-
-
-def facts_of(data: PreparedData) -> DataFacts:
-    """The facts of a data set as a run used it."""
-    return DataFacts(
-        train=data.indices["train"].numpy(),
-        val=data.indices["val"].numpy(),
-        train_hashes=data.image_hashes("train"),
-        val_hashes=data.image_hashes("val"),
-        test=data.indices["test"].numpy(),
-        test_hashes=data.image_hashes("test"),
-    )
-
-
-# B: what the attacks did ------------------------------------------------------------------------------------
+LISTED = 20  # images or names in a finding at most
+OWN = "this suite"
 
 
 def b1(s: Subject) -> Finding:
@@ -362,233 +313,6 @@ def _fails_open() -> list[str]:
     return out
 
 
-# S: which weights -------------------------------------------------------------------------------------------
-
-
-def s1(s: Subject) -> Finding:
-    """Recount from the file."""
-    claims, path = s.context.claims, _weights_of(s)
-    if claims is None or path is None:
-        return skipped("nothing claimed, or no file of weights")
-    done = f"zeros, parameters and multiply-accumulates counted in {path.name}"
-    try:
-        weights = load_weights(path)
-        model = _network_of(s)
-        fill(model, weights, path)
-    except UserError as e:
-        return Finding(status="failed", done=done, why=str(e))
-    counted = count_sparsity(model.cpu(), s.x.shape[1], s.x.shape[2])
-    tensors = [weights[name] for name in prunable(model)]
-    zeros, whole = sum(int((w == 0).sum()) for w in tensors), sum(w.numel() for w in tensors)
-    plainly = 100 * zeros / whole if whole else None
-    wrong = _wrong_claims(claims, counted)
-    if not _near(counted["weight_sparsity"], plainly):
-        wrong.append("weight_sparsity (two ways of counting differ)")
-    names = [k for k in counted if k != "layers" and k in claims]
-    if not names:
-        return skipped("nothing is claimed that could be counted")
-    measured: dict[str, Value] = {name: counted[name] for name in names}
-    measured |= {f"claimed {name}": claims[name] for name in names}
-    return ruled(not wrong, done, {**measured, "zeros in the file": zeros, "wrong": wrong})
-
-
-def _near(first: float | None, second: float | None) -> bool:
-    # The slack is for binary fractions: 80.1 - 80.0 is above 0.1 in floating point.
-    return first == second or (
-        first is not None and second is not None and abs(first - second) <= POINTS + 1e-9
-    )
-
-
-def _wrong_claims(claims: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:
-    shares = [k for k in counted if k.endswith("_sparsity") and k in claims]
-    wrong = [k for k in shares if not _near(claims[k], counted[k])]
-    wrong += [k for k in ("parameters", "macs") if k in claims and claims[k] != counted[k]]
-    live, whole = claims.get("nonzero_parameters"), max(counted["parameters"], 1)
-    if live is not None and abs(live - counted["nonzero_parameters"]) > POINTS / 100 * whole:
-        wrong.append("nonzero_parameters")
-    return wrong
-
-
-def _weights_of(s: Subject) -> Path | None:
-    if s.context.weights is not None:
-        return s.context.weights
-    path = s.context.folder / "model.safetensors" if s.context.folder is not None else None
-    return path if path is not None and path.is_file() else None
-
-
-def _network_of(s: Subject) -> nn.Module:
-    """A network to fill: built from the run's record, or a copy of a foreign one."""
-    if s.context.folder is not None and has_recipe(s.context.folder):
-        return architecture(s.context.folder, s.x.shape[1], s.x.shape[2], s.classes)
-    return copy.deepcopy(s.model)
-
-
-def s2(s: Subject) -> Finding:
-    """One file for the zeros and for the verdicts."""
-    path = _weights_of(s)
-    if path is None:
-        return skipped("no file of weights")
-    try:
-        stored = load_weights(path)
-    except UserError as e:
-        return Finding(status="failed", done=f"{path.name} read", why=str(e))
-    own = s.model.state_dict()
-    different = [name for name in {**own, **stored} if not _equal(own.get(name), stored.get(name))]
-    others, looked = _other_weights(s, sha256(path))
-    measured: dict[str, Value] = {
-        "different tensors": different[:LISTED],
-        "outcomes of other weights": others[:LISTED],
-        "outcomes": looked,
-        "zeros in the file": sum(int((w == 0).sum()) for w in stored.values()),
-        "zeros in the network": sum(int((w == 0).sum()) for w in own.values()),
-    }
-    done = f"{len(own)} tensors and the hashes kept with {looked} outcomes against {path.name}"
-    return ruled(not different and not others, done, measured)
-
-
-def _equal(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None or first.dtype != second.dtype:
-        return False
-    return torch.equal(first.cpu(), second.cpu())
-
-
-def _other_weights(s: Subject, digest: str) -> tuple[list[str], int]:
-    """Outcomes of the row that were made on another file, and how many were looked at."""
-    if s.context.folder is None:
-        return [], 0
-    labels = ["clean", *(p.label for p in s.context.plans)]
-    paths = [s.context.folder / "outcomes" / f"{label}.json" for label in labels]
-    about = {path.stem: read_json(path) for path in paths if path.is_file()}
-    identity = {label: str(a.get("key", {}).get("identity", "")) for label, a in about.items()}
-    return [label for label, name in identity.items() if name.split("/")[0] != digest], len(about)
-
-
-def s3(s: Subject) -> Finding:
-    """Image by image against the dense parent."""
-    if s.context.parent is None:
-        return skipped("no dense parent is known")
-    label, network = s.context.parent
-    parent = Subject(
-        network,
-        s.x,
-        s.y,
-        s.index,
-        s.threat,
-        classes=s.classes,
-        seed=s.seed,
-        budget=s.budget,
-        batch_size=s.batch_size,
-    )
-    # One attack, the same for both: the smallest verdict of many flatters the network that was attacked less.
-    rights = []
-    for one in (s, parent):
-        kind, attack = one.battery()[1]
-        rights.append(one.attack(attack, f"s3/{kind}").right)
-    pair = compare(rights[0].tolist(), rights[1].tolist())
-    measured: dict[str, Value] = {
-        "acc": rights[0].mean().item(),
-        "parent_acc": rights[1].mean().item(),
-        "low": pair.low,
-        "high": pair.high,
-        "p": pair.p,
-        "lost_count": len(pair.won),
-        "won_count": len(pair.lost),
-        "lost": s.indices(torch.tensor(pair.won[:LISTED], dtype=torch.long)),
-        "won": s.indices(torch.tensor(pair.lost[:LISTED], dtype=torch.long)),
-    }
-    word = "better" if pair.difference > 0 else "worse"
-    verdict = (
-        f"{word} than {label}" if pair.p < 0.05 else f"neither better nor worse than {label} (p >= 0.05)"
-    )
-    done = f"APGD-{s.budget.steps} on the margin, the same for {label} and this row, on {len(s)} images"
-    return Finding(status="reported", done=done, measured=measured, why=verdict)
-
-
-def same_logits(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, float]:
-    """How far two networks are apart, noise off.
-
-    Args:
-        first, second: networks in eval mode, on the images' device.
-        x: images (B, C, H, W).
-
-    Returns:
-        The largest difference of their logits, inf where one is not finite; and the largest size of the first's logits.
-    """
-    a, b = (logits_in_parts(Silent(network).eval(), x).float() for network in (first, second))
-    if a.shape != b.shape or not bool(a.isfinite().all() and b.isfinite().all()):
-        return math.inf, math.inf
-    return (a - b).abs().max().item(), a.abs().max().item()
-
-
-def s4(s: Subject) -> Finding:
-    """The network without its dead channels."""
-    if s.context.shrunk is None:
-        return skipped("no channels were removed: the masked network itself is judged")
-    difference, size = same_logits(s.model, s.context.shrunk, s.x)
-    allowed = ROUNDING * max(1.0, size) if math.isfinite(size) else 0.0
-    done = f"logits of the masked and the shrunk network on {len(s)} images, noise off"
-    return ruled(difference <= allowed, done, {"largest difference": difference, "allowed": allowed})
-
-
-# H: a fair comparison ---------------------------------------------------------------------------------------
-
-
-def h1(s: Subject) -> Finding:
-    """Nothing learned or chosen on test images."""
-    facts = s.context.data
-    if not isinstance(facts, DataFacts):
-        return skipped("what the network was trained on is not known")
-    shared = np.intersect1d(facts.train, facts.val)
-    seen = np.concatenate([facts.train_hashes, facts.val_hashes])
-    leaked = facts.test[np.isin(facts.test_hashes, seen)]
-    low, _ = wilson(len(leaked), len(facts.test))
-    blind = _chosen_blindly(s.context.folder)
-    measured: dict[str, Value] = {
-        "trained and validated on": [int(i) for i in shared[:LISTED]],
-        "test images seen in training": len(leaked),
-        "seen_share": len(leaked) / max(len(facts.test), 1),
-        "seen": [int(i) for i in leaked[:LISTED]],
-        "chosen without a validation part": blind,
-    }
-    done = (
-        f"positions of {len(facts.train)} training and {len(facts.val)} validation images, and bytes of these "
-        f"against {len(facts.test)} test images"
-    )
-    return ruled(len(shared) == 0 and not blind and not low > LEAKED, done, measured)
-
-
-def _chosen_blindly(folder: Path | None) -> bool:
-    """Whether a run's record says that an epoch was chosen by its accuracy, with no images held out for that."""
-    if folder is None or not has_recipe(folder):
-        return False
-    record = read_json(folder / "run.json")["record"]
-    chosen = any(stage.get("selection") != "last" for stage in record.get("stages", []))
-    return chosen and not record.get("validation")
-
-
-def h2(s: Subject) -> Finding:
-    """Seeds, and the interval of the images looked at."""
-    right = s.white.right
-    low, high = wilson(min(right.sum().item(), len(s)), len(s))
-    why = "" if s.context.seeds >= SEEDS else f"fewer than {SEEDS} seeds: nothing is known of other trainings"
-    measured: dict[str, Value] = {
-        "seeds": s.context.seeds,
-        "n": len(s),
-        "acc": right.mean().item(),
-        "low": low,
-        "high": high,
-    }
-    return Finding(
-        status="reported",
-        done=f"seeds counted: {s.context.seeds}; Wilson's 95 % interval of the white box on {len(s)} images",
-        measured=measured,
-        why=why,
-    )
-
-
-CARLINI = "Carlini et al. 2019 (arXiv 1902.06705)"
-OWN = "this suite"
-
 CHECKS: tuple[Check, ...] = (
     Check(
         id="B1",
@@ -643,66 +367,5 @@ CHECKS: tuple[Check, ...] = (
         advice="Mend the named attack or network, delete its outcome, and judge again.",
         run=b5,
         refutes=True,
-    ),
-    Check(
-        id="S1",
-        title="the sparsity is in the file",
-        source=f"{OWN}; after published pruning code whose networks hold fewer zeros than asked for",
-        rule=f"percentages counted in the saved file within {POINTS} points of those claimed; parameters and "
-        "multiply-accumulates equal; zero weights counted a second time, straight from the tensors",
-        meaning="The row's sparsity is wrong.",
-        advice="Count again from the file: delete sparsity.json and run the benchmark.",
-        run=s1,
-        refutes=True,
-    ),
-    Check(
-        id="S2",
-        title="what is counted is what was attacked",
-        source=f"{OWN}; after published code that prunes, and then tests the dense network",
-        rule="the network examined equals the saved file bit for bit; the hash kept with each outcome is the file's",
-        meaning="Sparsity and robustness belong to different networks.",
-        advice="Delete the folder outcomes and judge the saved file.",
-        run=s2,
-        refutes=True,
-    ),
-    Check(
-        id="S3",
-        title="which images pruning turned",
-        source='Piras et al. 2023, "Samples on Thin Ice" (arXiv 2310.08073); McNemar 1947',
-        rule="reported: McNemar's p under one attack, the same for both; no `better` without p < 0.05",
-        meaning="Images near the boundary flip either way; a gain that is no more than these flips is none.",
-        advice="Where p >= 0.05, judge more images before calling one of the two better.",
-        run=s3,
-    ),
-    Check(
-        id="S4",
-        title="removing dead channels changes nothing",
-        source=OWN,
-        rule=f"largest difference of the logits <= {ROUNDING} (times the largest logit, where that is above 1)",
-        meaning="The shrunk network computes something else; speed and accuracy belong to different networks.",
-        advice="Look at what a dead channel still adds: biases, and batch-norm's shift.",
-        run=s4,
-        refutes=True,
-    ),
-    Check(
-        id="H1",
-        title="the test images are new to the network",
-        source=CARLINI,
-        rule="training and validation positions are disjoint; no epoch is chosen without a validation part; test "
-        f"images that are byte for byte in the training part: <= {100 * LEAKED:g} % (lower end of the 95 % interval). "
-        "A few such copies stand in some public data sets, are no fault of the run, and move no rate by more.",
-        meaning="The network was trained or chosen on images it is judged on.",
-        advice="Set validation > 0, and remove the listed test images from the training part.",
-        run=h1,
-        refutes=True,
-    ),
-    Check(
-        id="H2",
-        title="how far the number carries",
-        source=f"{CARLINI}; Wilson 1927",
-        rule=f"reported: number of seeds ({SEEDS} or more make a mean and its spread) and the interval of the images",
-        meaning="With one seed and few images, the order of close rows is chance.",
-        advice="Train more seeds; raise evaluation.limit.",
-        run=h2,
     ),
 )
