@@ -98,7 +98,7 @@ def _agreement(what: str, ours: Tensor, theirs: Tensor) -> Line:
         unit="points more than torchattacks'",
         peer="torchattacks",
         target=Target("<=", SLACK, "points"),
-        got=own - other,
+        got=round(own - other, 4),  # 0.2 is a difference of whole images, not of the last bits
         agreement=f"robust {own:.1f} % / {other:.1f} %",
         note="; ".join(lists),
     )
