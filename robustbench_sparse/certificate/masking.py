@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks import FGSM, PGD, NAttack, RandomSearch, Square, Threat, Transfer
 from attacks.apgd import APGD
+from attacks.losses import margin
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.subject import Attacked, Subject
 from robustbench_sparse.certificate.surrogates import Scaled
@@ -59,8 +60,8 @@ def m3(s: Subject) -> Finding:
     right = hit.right.clone()
     left = (right > 0.5).nonzero().flatten()
     if len(left):
-        margin = PGD(steps=s.budget.steps, loss="margin", restarts=2, eot=s.eot)
-        right[left] = s.attack(margin, "m3/margin", rows=rows[left], threat=grey).right
+        harder = PGD(steps=s.budget.steps, loss="margin", restarts=2, eot=s.eot)
+        right[left] = s.attack(harder, "m3/margin", rows=rows[left], threat=grey).right
     low, _ = wilson(right.sum().item(), len(s))
     done = f"PGD-{s.budget.steps} on cross-entropy and margin at l_inf 0.5 on {len(s)} images"
     return ruled(
@@ -128,8 +129,6 @@ def _loss_change(s: Subject, once: Attacked, longer: Attacked) -> float:
 
 
 def _margin(s: Subject, x: Tensor, rows: Tensor) -> Tensor:
-    from attacks.losses import margin
-
     return margin(s.logits(x, s.random("m6/margin", rows)), s.y[rows])
 
 
@@ -293,8 +292,6 @@ class _Hidden(nn.Module):
 
 
 def _gradient_vanishes(network: nn.Module, s: Subject, rows: Tensor) -> bool:
-    from attacks.losses import margin
-
     grad, _, _ = s.gradient(s.x[rows], "m12/gradient", margin, rows, network)
     return bool((grad.flatten(1).abs().amax(1) == 0).all())
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.apgd import APGD
 from attacks.base import Attack, Loss, SampleRandom, Threat, input_gradient, is_stochastic, noise_from
+from attacks.pgd import PGD
 from robustbench_sparse.certificate.budget import Budget
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.fast import FastNetwork, logits_in_parts, unconfirmed
@@ -349,8 +350,6 @@ class Subject:
         on what that left; ``right_rows`` says which images.
         """
         if self._unbounded is None:
-            from attacks.pgd import PGD
-
             box = Threat(norm="linf", eps=1.0)
             steps = max(100, self.budget.steps)
             ce = self.attack(

@@ -21,6 +21,7 @@ from robustbench_sparse.certificate.check import Finding
 from robustbench_sparse.certificate.jumps import EvolutionStrategy
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.plan import AttackPlan
+from tests.exact.certificate_subjects import After, Before
 
 CHECKS = (*gradients.CHECKS, *outputs.CHECKS, *jumps.CHECKS)
 EPS = 0.15
@@ -98,24 +99,6 @@ def number(finding: Finding, name: str) -> float:
     value = finding.measured[name]
     assert isinstance(value, float)
     return value
-
-
-class After(nn.Module):
-    def __init__(self, network: nn.Module, after: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network, self.after = network, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.network(x))
-
-
-class Before(nn.Module):
-    def __init__(self, network: nn.Module, before: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network, self.before = network, before
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(self.before(x))
 
 
 class _Wrong(torch.autograd.Function):
