@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 Norm = Literal["linf", "l2"]
+BALL_SLACK = 1e-6
+L2_SLACK = 1e-5  # relative: an l2 norm sums thousands of rounded squares
 Target = Literal["none", "given", "runner_up", "least_likely", "next", "random"]
 # Maps (logits (B, K), labels (B,)) to one loss per image (B,); a larger loss is closer to misclassification.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -49,6 +51,11 @@ class Threat:
     def __post_init__(self) -> None:
         check(self.norm in ("linf", "l2"), "norm", "'linf' or 'l2'", self.norm)
         check(self.eps >= 0, "eps", "a number >= 0", self.eps)
+
+    @property
+    def reach(self) -> float:
+        """The largest norm that counts as inside: eps and what float32's rounding may add, not more."""
+        return self.eps + BALL_SLACK + (L2_SLACK * self.eps if self.norm == "l2" else 0.0)
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation; (B, ...) -> (B,)."""

@@ -197,15 +197,18 @@ def _relatives(
     def find(source: str) -> Relative:
         if source not in by_label:
             path = Path(source)
-            network = rebuilt(path, data.channels, data.size, data.classes)
-            return Relative(source, on_device(network, data.device), sha256(path / "model.safetensors"))
+            network = on_device(rebuilt(path, data.channels, data.size, data.classes), data.device)
+            return Relative(source, lambda: network, sha256(path / "model.safetensors"))
         place = locate(folder, plan, by_label[source], seed, dataset)
         _train(place, plan, by_label[source], data, show)
         training = place.training()
         if training is None or training["status"] != "complete":
             raise UserError(f"runs.{source}: not trained to the end, so nothing can be made on it")
-        network = on_device(place.network(by_label[source], dataset), data.device)
-        return Relative(source, network, training["weights_sha256"])
+        return Relative(
+            source,
+            lambda: on_device(place.network(by_label[source], dataset), data.device),
+            training["weights_sha256"],
+        )
 
     def known(label: str | None) -> Relative | None:
         if label is None or plan.config.evaluation.certificate == "off":

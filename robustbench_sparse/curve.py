@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from attacks.base import Norm, Threat
 from robustbench_sparse.errors import UserError, near, one_line
 from robustbench_sparse.files import read_json, write_atomically
-from robustbench_sparse.judge import BALL_SLACK, L2_SLACK
 from robustbench_sparse.outcomes import check_run_folder, read_manifest, verdicts
 from robustbench_sparse.stats import wilson
 
@@ -182,8 +182,6 @@ def _distances(path: Path) -> pd.Series[float]:
     return distance
 
 
-def _reach(eps: float, norm: str) -> float:
+def _reach(eps: float, norm: Norm) -> float:
     """The radius with the judge's allowance for rounding; none at 0, where only the clean image counts."""
-    if eps == 0:
-        return 0.0
-    return eps + BALL_SLACK + (L2_SLACK * eps if norm == "l2" else 0.0)
+    return 0.0 if eps == 0 else Threat(norm=norm, eps=eps).reach

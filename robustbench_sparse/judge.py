@@ -29,8 +29,6 @@ from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Show
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
-BALL_SLACK = 1e-6
-L2_SLACK = 1e-5  # relative: an l2 norm sums thousands of rounded squares
 
 
 class PassCounter(nn.Module):
@@ -421,8 +419,7 @@ def seeks_smallest(attack: Attack) -> bool:
 
 def inside(threat: Threat, delta: Tensor) -> Tensor:
     """Whether each perturbation (B, ...) lies in the threat's ball, up to rounding; (B,)."""
-    slack = BALL_SLACK + (L2_SLACK * threat.eps if threat.norm == "l2" else 0.0)
-    return threat.size(delta) <= threat.eps + slack
+    return threat.size(delta) <= threat.reach
 
 
 def plain(value: Any) -> Any:

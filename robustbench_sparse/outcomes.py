@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from attacks.base import Threat
 from robustbench_sparse.certificate.reading import Certificate, read_certificate
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import read_json
@@ -138,11 +139,9 @@ def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:
 
 
 def _inside(table: pd.DataFrame, threat: Mapping[str, Any]) -> pd.Series[bool]:
-    """Which candidates the benchmark's adversary may choose. The slack is float32's rounding, not more."""
-    eps = float(threat["eps"])
-    if threat["norm"] == "linf":
-        return table["linf"] <= eps + 1e-6
-    return table["l2"] <= eps * (1 + 1e-5) + 1e-6
+    """Which candidates the benchmark's adversary may choose."""
+    ball = Threat(norm=threat["norm"], eps=float(threat["eps"]))
+    return table[ball.norm] <= ball.reach
 
 
 def _outcome(

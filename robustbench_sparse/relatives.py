@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
@@ -14,11 +15,16 @@ from robustbench_sparse.plan import AttackPlan, Plan, RunPlan
 
 @dataclass(frozen=True)
 class Relative:
-    """Another network: the name of its row, itself in eval mode, and what names its weights."""
+    """Another network: the name of its row, what reads it (in eval mode), and what names its weights."""
 
     name: str
-    network: nn.Module
+    read: Callable[[], nn.Module]
     identity: str
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network; read when it is first asked for, as a row whose outcomes are stored needs none."""
+        return self.read()
 
 
 # Finds the network of a row by its label, or of a run by its folder.

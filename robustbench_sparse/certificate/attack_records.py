@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS, PGD
-from attacks.base import Attack, SampleRandom, Threat
+from attacks.base import BALL_SLACK, Attack, SampleRandom, Threat
 from attacks.iterate import steepest
 from attacks.losses import cross_entropy
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
@@ -24,7 +24,7 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import BALL_SLACK, L2_SLACK, Judge, Protocol, plain, seeks_smallest
+from robustbench_sparse.judge import Judge, Protocol, plain, seeks_smallest
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.plugins import SettingError, find
 from robustbench_sparse.progress import Silent as NoProgress
@@ -58,9 +58,8 @@ def b1(s: Subject) -> Finding:
         if plan.attack.own_set or not 0 < threat.eps < math.inf:
             continue
         size = _numbers(table, threat.norm)
-        slack = BALL_SLACK + (L2_SLACK * threat.eps if threat.norm == "l2" else 0.0)
         measured[f"{plan.label} largest norm / eps"] = float(size.max() / threat.eps)
-        if not bool((size <= threat.eps + slack).all()):
+        if not bool((size <= threat.reach).all()):
             over.append(plan.label)
         if plan.attack.bounded and not plan.attack.weak:
             used = _used(s, plan, table, gradient)

@@ -250,18 +250,6 @@ def agreement(
     return best
 
 
-def disagrees(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    directions: Callable[[], Tensor],
-    random: Callable[[], SampleRandom],
-) -> bool:
-    """Whether the gradient is there and wrong: ``agreement`` of at most 0.9."""
-    found = agreement(model, x, y, directions, random)
-    return found is not None and found <= AGREES
-
-
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of the rows of two matrices (B, N), (B,); nan where a row is zero."""
     length = a.norm(dim=1) * b.norm(dim=1)

@@ -182,8 +182,8 @@ def i3(s: Subject) -> Finding:
     if len(standing) == 0:
         return skipped("the attacks left no image standing whose course could be looked at")
     rises, gains = [], []
+    here = torch.isin(rows, standing).nonzero().flatten().tolist()
     for label, attack, threat, network in courses:
-        here = [i for i, r in enumerate(rows.tolist()) if r in set(standing.tolist())]
         rises.append(math.fsum(_last_rise(network.course[i]) for i in here) / len(here))
         longer = _twice(attack, threat)
         gained = s.attack(longer, f"i3/{label}", rows=standing, threat=threat)

@@ -233,10 +233,7 @@ def m11(s: Subject) -> Finding:
     if s.context.twin is None and not s.context.undefended:
         return skipped("the benchmark has no undefended run of this architecture")
     name, network = s.context.twin or ("this network, which is undefended", s.model)
-    twin = Subject(
-        network, s.x, s.y, s.index, s.threat, classes=s.classes, seed=s.seed, budget=s.budget,
-        batch_size=s.batch_size,
-    )  # fmt: skip
+    twin = s.beside(network)
     twin.check = "M11"
     at_eps = twin.strongest("m11")
     low, _ = wilson(at_eps.right.sum().item(), len(s))

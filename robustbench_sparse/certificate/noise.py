@@ -8,7 +8,7 @@ Croce & Hein 2020 (AutoAttack's check of randomised defenses), Carlini et al. 20
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -200,24 +200,11 @@ def r5(s: Subject) -> Finding:
     if len(rows) == 0 or s.threat.eps == 0:
         return skipped("no image is classified right" if len(rows) == 0 else "eps is 0")
     white = s.white.right[rows]
-    candidates, frozen_right = [], []
-    for part in torch.split(rows, s.batch_size):
-        x, y = s.x[part], s.y[part]
-        network = Frozen(s.model, s.seed, s.indices(part))
-        found = s.threat.project(_white(s, 1)(network, x, y, s.threat, s.random("r5", part)), x)
-        candidates.append(found)
-        with torch.no_grad():
-            frozen_right.append((network(found).argmax(1) == y).float())
-    frozen, candidate = torch.cat(frozen_right), torch.cat(candidates)
+    candidate, frozen = _attacked(s, rows, lambda part: Frozen(s.model, s.seed, s.indices(part)))
     on = Attacked(candidate, s.judged(candidate, "r5", rows))
     s.note(rows, on.candidate, on.right)
-    quiet, off_right = NoiseOff(s.model), []
-    for part in torch.split(rows, s.batch_size):
-        x, y = s.x[part], s.y[part]
-        found = s.threat.project(_white(s, 1)(quiet, x, y, s.threat, s.random("r5", part)), x)
-        with torch.no_grad():
-            off_right.append((quiet(found).argmax(1) == y).float())
-    off = torch.cat(off_right)
+    quiet = NoiseOff(s.model)
+    _, off = _attacked(s, rows, lambda _: quiet)
     hidden, missed = s.exceeds(frozen, off), s.exceeds(white, on.right)
     measured: dict[str, Value] = {
         "frozen_acc": frozen.mean().item(),
@@ -229,6 +216,18 @@ def r5(s: Subject) -> Finding:
     }
     done = f"APGD on the margin, {s.budget.steps} steps, with the noise frozen and with none, on {len(rows)} images"
     return ruled(not hidden and not missed, done, measured)
+
+
+def _attacked(s: Subject, rows: Tensor, network_for: Callable[[Tensor], nn.Module]) -> tuple[Tensor, Tensor]:
+    """Candidates (R, C, H, W) made on a surrogate of each part of the rows, and whether that has them right, (R,)."""
+    candidates, right = [], []
+    for part in torch.split(rows, s.batch_size):
+        x, y, network = s.x[part], s.y[part], network_for(part)
+        found = s.threat.project(_white(s, 1)(network, x, y, s.threat, s.random("r5", part)), x)
+        candidates.append(found)
+        with torch.no_grad():
+            right.append((network(found).argmax(1) == y).float())
+    return torch.cat(candidates), torch.cat(right)
 
 
 def r6(s: Subject) -> Finding:

@@ -130,17 +130,7 @@ def s3(s: Subject) -> Finding:
     if s.context.parent is None:
         return skipped("no dense parent is known")
     label, network = s.context.parent
-    parent = Subject(
-        network,
-        s.x,
-        s.y,
-        s.index,
-        s.threat,
-        classes=s.classes,
-        seed=s.seed,
-        budget=s.budget,
-        batch_size=s.batch_size,
-    )
+    parent = s.beside(network)
     # One attack, the same for both: the smallest verdict of many flatters the network that was attacked less.
     rights = []
     for one in (s, parent):

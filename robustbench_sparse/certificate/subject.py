@@ -137,6 +137,20 @@ class Subject:
         """The first images that are classified right, as many as the dearest checks may look at; (R,)."""
         return self.right_rows[: self.budget.few]
 
+    def beside(self, network: nn.Module) -> Subject:
+        """Another network on the same images, in the same threat, with the same streams and budget."""
+        return Subject(
+            network,
+            self.x,
+            self.y,
+            self.index,
+            self.threat,
+            classes=self.classes,
+            seed=self.seed,
+            budget=self.budget,
+            batch_size=self.batch_size,
+        )
+
     # Randomness -----------------------------------------------------------------------------------------
 
     def random(self, name: str, rows: Tensor | None = None) -> SampleRandom:
@@ -263,8 +277,7 @@ class Subject:
             mine = table.set_index("index").loc[self.index.tolist()]
             size = torch.tensor(mine[self.threat.norm].to_numpy(), dtype=torch.float64)
             share = torch.tensor(mine["adv_correct"].to_numpy(), dtype=torch.float32)
-            slack = 1e-6 if self.threat.norm == "linf" else 1e-6 + 1e-5 * self.threat.eps
-            legal = (size <= self.threat.eps + slack) & share.isfinite()
+            legal = (size <= self.threat.reach) & share.isfinite()
             share = torch.where(legal, share, math.inf).to(right)
             right = torch.minimum(right, share)
         return right

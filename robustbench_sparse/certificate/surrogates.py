@@ -141,9 +141,3 @@ def _same_verdicts(before: Tensor, out: Tensor) -> bool:
     """Whether the largest logit is (one of) the largest outputs, for every image."""
     chosen = out.gather(1, before.argmax(1, keepdim=True).to(out.device)).squeeze(1)
     return bool((chosen >= out.amax(1) - 1e-6 * out.abs().amax(1)).all())
-
-
-def without_last_activation(model: nn.Module, x: Tensor) -> nn.Module | None:
-    """The network without its last activation or softmax; see ``last_activation``. None where it has none."""
-    last = last_activation(model, x)
-    return None if last is None else last.before

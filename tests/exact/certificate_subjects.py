@@ -112,3 +112,15 @@ class After(nn.Module):
 def staircase(x: Tensor) -> Tensor:
     """Nearly the image, and no gradient."""
     return (x * 2**12).round() / 2**12
+
+
+class Wrong(torch.autograd.Function):
+    """The identity, with a gradient of ones whatever comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.ones_like(grads[0])

@@ -21,7 +21,7 @@ from robustbench_sparse.certificate.check import Finding
 from robustbench_sparse.certificate.jumps import EvolutionStrategy
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.plan import AttackPlan
-from tests.exact.certificate_subjects import After, Before
+from tests.exact.certificate_subjects import After, Before, Wrong
 
 CHECKS = (*gradients.CHECKS, *outputs.CHECKS, *jumps.CHECKS)
 EPS = 0.15
@@ -101,16 +101,6 @@ def number(finding: Finding, name: str) -> float:
     return value
 
 
-class _Wrong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return torch.ones_like(grads[0])
-
-
 class Winners(nn.Module):
     """Keeps the largest activations; ``hidden`` lets its gradient say nothing, as a worse k-WTA would."""
 
@@ -153,7 +143,7 @@ def white(net: nn.Module) -> float:
     return subject(net).white.accuracy
 
 
-@pytest.mark.parametrize("before", [rounded, _Wrong.apply], ids=["rounded", "constant gradient"])
+@pytest.mark.parametrize("before", [rounded, Wrong.apply], ids=["rounded", "constant gradient"])
 def test_g1_fails_on_missing_and_wrong_gradients_and_breaks_the_network(before: Any) -> None:
     s = subject(Before(trained("relu"), before))
     assert s.white.accuracy > 0.7

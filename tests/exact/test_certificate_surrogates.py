@@ -16,32 +16,27 @@ from torch import Tensor, nn
 from attacks import PGD, SampleRandom
 from attacks.base import RandomModule, Threat, input_gradient
 from attacks.losses import margin
-from robustbench_sparse.certificate.backward import agreement, bpda, disagrees, killers, liars
+from robustbench_sparse.certificate.backward import AGREES, agreement, bpda, killers, liars
 from robustbench_sparse.certificate.parts import suspicious
 from robustbench_sparse.certificate.surrogates import (
     Scaled,
     in_float64,
     last_activation,
-    without_last_activation,
 )
+from tests.exact.certificate_subjects import Wrong
 
 THREAT = Threat(eps=0.15)
+
+
+def without_last_activation(model: nn.Module, x: Tensor) -> nn.Module | None:
+    last = last_activation(model, x)
+    return None if last is None else last.before
 
 
 @functools.cache
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     net, x, y = digits_net()
     return copy.deepcopy(net).float(), x.float()[:60], y[:60]
-
-
-class _Wrong(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return torch.ones_like(grads[0])
 
 
 class Stairs(nn.Module):
@@ -51,7 +46,7 @@ class Stairs(nn.Module):
 
 class ConstantGradient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _Wrong.apply(x)
+        return Wrong.apply(x)
 
 
 class KeepsLargest(nn.Module):
@@ -146,14 +141,15 @@ def test_a_wrong_gradient_is_found_and_gone_around() -> None:
 
     def wrong(model: nn.Module) -> bool:
         random = streams(8)
-        return disagrees(model, x[:8], y[:8], lambda: random.normal(x[:8]), lambda: streams(8))
+        found = agreement(model, x[:8], y[:8], lambda: random.normal(x[:8]), lambda: streams(8))
+        return found is not None and found <= AGREES
 
     assert wrong(broken)
     assert not wrong(net)
     assert liars(broken, x) == ["0"]
     assert liars(net, x) == []
     assert bpda(broken, x) is None
-    for model in (broken, Wrapped(net, _Wrong.apply).eval()):
+    for model in (broken, Wrapped(net, Wrong.apply).eval()):
         surrogate = bpda(model, x, wrong=True)
         assert surrogate is not None
         assert abs(robust(surrogate, model) - robust(net, net)) <= 0.03

@@ -87,7 +87,7 @@ def twins_worst(folder: Path) -> float:
 
 
 def twin(seed: int = 0) -> Relatives:
-    return Relatives(twin=Relative("natural", trained(seed), f"natural {seed}"))
+    return Relatives(twin=Relative("natural", lambda: trained(seed), f"natural {seed}"))
 
 
 def k_wta() -> nn.Module:
