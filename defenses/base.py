@@ -8,7 +8,7 @@ for all of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -16,10 +16,12 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Threat
+from attacks.base import Threat, check
 
 Make = Callable[[], nn.Module]
 Log = dict[str, float]
+Layers = Literal["conv", "linear", "all"]
+Kind = Literal["weight", "channel", "kernel", "row"]
 
 
 class ImageSource(Protocol):
@@ -28,6 +30,23 @@ class ImageSource(Protocol):
     def __call__(self, split: Literal["train", "val"], count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` images in [0, 1] from the training or validation part, (count, C, H, W)."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The share of zeros that a method was asked for, to be held against what the saved file has.
+
+    Attributes:
+        kind: of what: single weights, input channels, kernels or rows, counted as in every sparsity figure.
+        percent: the share, in [0, 100].
+        names: the weights meant, by parameter name.
+        binding: the method projects, so the share is met or something is wrong; else it is a goal it steers for.
+    """
+
+    kind: Kind = "weight"
+    percent: float
+    names: tuple[str, ...]
+    binding: bool = True
 
 
 @dataclass
@@ -51,6 +70,8 @@ class Step:
         train_accuracy: share of the epoch's training images classified right, in [0, 1]; from ``end_epoch``
             on.
         val_accuracy: the same on the validation part, with the deployed network.
+        sparsity: percentages of zero weights, channels, kernels and rows of the deployed network, by the names
+            ``weight_sparsity`` and so on; None where there is nothing of the kind. Fresh from ``end_epoch`` on.
     """
 
     model: nn.Module
@@ -69,6 +90,7 @@ class Step:
     fast: Callable[[], nn.Module] | None = None
     train_accuracy: float = float("nan")
     val_accuracy: float = float("nan")
+    sparsity: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +150,10 @@ class Defense:
         """The network that is judged. Must not change its argument: copy first when anything changes."""
         return model
 
+    def asked(self, model: nn.Module) -> Asked | None:
+        """The share of zeros asked for in a network like this one; None where no share is asked for."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after a kill: tensors, numbers, lists and dictionaries of them."""
         return copy.deepcopy(self.memory)
@@ -145,19 +171,36 @@ def overrides(defense: Defense, hook: str) -> bool:
 
 def conv_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights (out, in, k, k) of all 2-D convolutions by parameter name, in the model's order."""
-    return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
+    return _weights_of(model, nn.Conv2d)
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
     """Weights of all convolutions and linear layers by name: the denominator of every sparsity figure."""
+    return _weights_of(model, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def chosen_weights(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+    """The prunable weights of 2-D convolutions, of linear layers, or all, by name, in the model's order.
+
+    Raises:
+        ValueError: for another choice of layers.
+    """
+    check(layers in LAYERS, "layers", " or ".join(LAYERS), layers)
+    return LAYERS[layers](model)
+
+
+LAYERS: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {
+    "conv": conv_weights,
+    "linear": lambda model: _weights_of(model, nn.Linear),
+    "all": prunable,
+}
+
+
+def _weights_of(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Tensor]:
     return {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        if isinstance(module, kinds) and isinstance(module.weight, Tensor)
     }
 
 

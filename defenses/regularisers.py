@@ -6,37 +6,44 @@ A regulariser carries no multiplier: value and subgradient are those of J itself
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from attacks.base import check
+from defenses.elementwise_regularisers import L0, L1, L1Nonnegative, TransformedL1, Zero
+from defenses.group_regularisers import (
+    GROUP_REGULARISERS,
+    KEPT,
+    Group,
+    GroupL0,
+    GroupLasso,
+    SparseGroupLasso,
+    group_norms,
+)
 
-Group = Literal["channel", "filter", "kernel", "row", "layer"]
-
-# A group keeps these dimensions of a weight fixed and runs over all others. Weights are (out, in, k, k) or
-# (out, in): a channel is an input channel W[:, g], a filter or row W[o], a kernel W[o, i].
-KEPT: dict[str, tuple[int, ...]] = {
-    "channel": (1,),
-    "filter": (0,),
-    "kernel": (0, 1),
-    "row": (0,),
-    "layer": (),
-}
+RegulariserEntry = str | dict[str, Any]  # of a config: a key of REGULARISERS, or {name: key, setting: value}
 
 
+@runtime_checkable
 class Regulariser(Protocol):
-    """A function J of one weight tensor."""
+    """A function J of one weight tensor.
+
+    A class may also have ``prox_many(ws, step)``, which ``prox_many`` below then uses.
+    """
 
     def value(self, w: Tensor) -> Tensor:
         """J(w), a scalar. Differentiable, with gradient ``subgrad(w)``."""
         ...
 
     def prox(self, w: Tensor, step: float) -> Tensor:
-        """argmin_u step * J(u) + ||u - w||^2 / 2, a new tensor shaped like ``w``; step >= 0."""
+        """argmin_u step * J(u) + ||u - w||^2 / 2, a new tensor shaped like ``w``; step >= 0.
+
+        For step 0 that is ``w`` itself, or the nearest point where J is finite.
+        """
         ...
 
     def subgrad(self, w: Tensor) -> Tensor:
@@ -44,86 +51,118 @@ class Regulariser(Protocol):
         ...
 
 
-def group_norms(w: Tensor, group: Group) -> Tensor:
-    """l2 norm of every group, with the dimensions kept: it broadcasts against ``w``.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nuclear:
+    """J(w) = sum of the singular values of a weight as a matrix (out, rest): it makes weights of low rank.
 
-    A weight (out, in, k, k) gives (1, in, 1, 1) for channels. Differentiable; at a zero group the gradient is
-    0.
-
-    Raises:
-        ValueError: when the weight has no such groups, as a bias has no channels.
-    """
-    kept = KEPT[group]
-    check(w.ndim > max(1, len(kept)), "group", f"a weight with {group}s", tuple(w.shape))
-    over = [d for d in range(w.ndim) if d not in kept]
-    norms: Tensor = torch.linalg.vector_norm(w, dim=over, keepdim=True)
-    return norms
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Grouped:
-    """Base of the group regularisers.
-
-    Args:
-        group: what is zeroed together: ``channel`` (input channels), ``filter``, ``kernel``, ``row``,
-            ``layer``.
-        weighted: weight each group by sqrt(n_g), n_g its number of entries; off weights all groups by 1.
+    Its decompositions wait for the device. Weights have two dimensions or more.
     """
 
-    group: Group = "channel"
-    weighted: bool = False
-
-    def __post_init__(self) -> None:
-        check(self.group in KEPT, "group", " or ".join(KEPT), self.group)
-
-    def weight(self, w: Tensor, norms: Tensor) -> float:
-        """sqrt(n_g), or 1. All groups of one tensor have the same size."""
-        return math.sqrt(w.numel() / norms.numel()) if self.weighted else 1.0
-
-    def factor(self, norms: Tensor, step: float) -> Tensor:
-        """What ``prox`` multiplies a group by, from its norm alone; the step with the group's weight c in it."""
-        raise NotImplementedError
+    def value(self, w: Tensor) -> Tensor:
+        """The sum, a scalar."""
+        s: Tensor = torch.linalg.svdvals(_matrix(w))
+        # Those that are 0 but for rounding are left out, so that the gradient is the smallest subgradient.
+        return (s * _counted(s, w)).sum().to(w.dtype)
 
     def prox(self, w: Tensor, step: float) -> Tensor:
-        """argmin_u step * J(u) + ||u - w||^2 / 2: every group times its factor."""
-        norms = group_norms(w, self.group)
-        return w * self.factor(norms, step * self.weight(w, norms))
-
-
-class GroupLasso(_Grouped):
-    """J(w) = sum_g c ||w_g||_2 with c = 1 or sqrt(n_g); Dinh (4.2), Yuan & Lin 2006."""
-
-    def value(self, w: Tensor) -> Tensor:
-        """Sum of the groups' norms, a scalar."""
-        norms = group_norms(w, self.group)
-        return self.weight(w, norms) * norms.sum()
-
-    def factor(self, norms: Tensor, step: float) -> Tensor:
-        """max(1 - step * c / ||w_g||, 0), Dinh (4.4)."""
-        # A zero group: step / tiny is huge and the factor 0, or, with step 0, the factor is 1. Never NaN.
-        return (1 - step / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
+        """The soft threshold of the singular values; Cai, Candes & Shen 2010, theorem 2.1."""
+        matrix = _matrix(w)
+        if step == 0:
+            return w.clone()
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        shrunk: Tensor = (u * (s - step).clamp_min(0)) @ vh
+        return shrunk.view(w.shape).to(w.dtype)
 
     def subgrad(self, w: Tensor) -> Tensor:
-        """c w_g / ||w_g||, and 0 where w_g = 0."""
-        norms = group_norms(w, self.group)
-        return self.weight(w, norms) * (w / norms).masked_fill(norms == 0, 0)
+        """U V^T of the singular vectors that count; 0 at 0."""
+        u, s, vh = torch.linalg.svd(_matrix(w), full_matrices=False)
+        signs: Tensor = (u * _counted(s, w)) @ vh
+        return signs.view(w.shape).to(w.dtype)
 
 
-class GroupL0(_Grouped):
-    """J(w) = sum_g c 1[w_g != 0] with c = 1 or sqrt(n_g); Dinh section 4.1.1."""
-
-    def value(self, w: Tensor) -> Tensor:
-        """Number of groups that are not zero (times c), a scalar with gradient 0."""
-        norms = group_norms(w, self.group)
-        return self.weight(w, norms) * (norms > 0).to(w.dtype).sum()
-
-    def factor(self, norms: Tensor, step: float) -> Tensor:
-        """1 where ||w_g|| > sqrt(2 * step * c), else 0, Dinh (4.6)."""
-        return (norms > math.sqrt(2 * step)).to(norms.dtype)
-
-    def subgrad(self, w: Tensor) -> Tensor:
-        """0: J is piecewise constant, so it acts through its proximal map alone."""
-        return torch.zeros_like(w)
+def _matrix(w: Tensor) -> Tensor:
+    """(out, rest), in single precision at least."""
+    check(w.ndim > 1, "nuclear", "a weight of two dimensions or more", tuple(w.shape))
+    return (w.float() if w.dtype.itemsize < 4 else w).flatten(1)
 
 
-REGULARISERS: dict[str, type[GroupLasso] | type[GroupL0]] = {"group_lasso": GroupLasso, "group_l0": GroupL0}
+def _counted(s: Tensor, w: Tensor) -> Tensor:
+    """1 for the singular values that are not 0, else 0, by the usual rule for a matrix's numerical rank."""
+    slack = max(w.shape[0], w.numel() // max(w.shape[0], 1)) * torch.finfo(s.dtype).eps
+    return (s > slack * s.max()).to(s.dtype)
+
+
+REGULARISERS: dict[str, type[Regulariser]] = {
+    "l1": L1,
+    "l0": L0,
+    "transformed_l1": TransformedL1,
+    **GROUP_REGULARISERS,
+    "sparse_group_lasso": SparseGroupLasso,
+    "l1_nonnegative": L1Nonnegative,
+    "zero": Zero,
+    "nuclear": Nuclear,
+}
+
+
+def make_regulariser(
+    entry: str | Mapping[str, Any] | Regulariser, setting: str = "regulariser"
+) -> Regulariser:
+    """Build a regulariser from its key, from ``{name: key, setting: value, ...}``, or pass one through.
+
+    Args:
+        entry: what a config has, or a regulariser.
+        setting: the name of the setting that holds it, for errors.
+
+    Raises:
+        ValueError: ``setting: expected ..., got ...`` for an unknown key, an unknown setting or a bad value.
+    """
+    if isinstance(entry, Regulariser) and not isinstance(entry, type):
+        return entry
+    settings: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    keys = ", ".join(REGULARISERS)
+    check("name" in settings, setting, f"`name:` with one of {keys}", entry)
+    name = settings.pop("name")
+    check(isinstance(name, str) and name in REGULARISERS, setting, f"one of {keys}", name)
+    cls = cast("Any", REGULARISERS[name])
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in settings:
+        check(key in known, setting, f"settings of {name} ({', '.join(known) or 'none'})", key)
+    try:
+        made: Regulariser = cls(**settings)
+    except ValueError as e:
+        raise ValueError(f"{setting}: {e}") from None
+    return made
+
+
+def prox_many(regulariser: Regulariser, ws: Sequence[Tensor], step: float) -> list[Tensor]:
+    """The proximal maps of several weights, which need not have one shape: as ``prox`` one by one, but faster.
+
+    The results may be parts of one tensor.
+    """
+    many = getattr(regulariser, "prox_many", None)
+    if many is None:
+        return [regulariser.prox(w, step) for w in ws]
+    together: list[Tensor] = many(ws, step)
+    return together
+
+
+__all__ = [
+    "GROUP_REGULARISERS",
+    "KEPT",
+    "L0",
+    "L1",
+    "REGULARISERS",
+    "Group",
+    "GroupL0",
+    "GroupLasso",
+    "L1Nonnegative",
+    "Nuclear",
+    "Regulariser",
+    "RegulariserEntry",
+    "SparseGroupLasso",
+    "TransformedL1",
+    "Zero",
+    "group_norms",
+    "make_regulariser",
+    "prox_many",
+]

@@ -19,7 +19,7 @@ from robustbench_sparse.data.base import DataError, Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device, cpu_threads
 from robustbench_sparse.errors import UserError, near, one_line
-from robustbench_sparse.files import locked, write_json
+from robustbench_sparse.files import locked, read_json, write_json
 from robustbench_sparse.judge import Judge, Protocol, plain
 from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
@@ -219,7 +219,7 @@ def _relatives(
 
     return Relatives(
         twin=known(twin_of(plan, run)),
-        undefended=not run.defenses,
+        undefended=not run.defenses and not run.sparsifies,
         parent=known(parent_of(plan, run)),
         find=find,
         seeds=len(plan.config.seeds),
@@ -241,8 +241,11 @@ def _evaluate(
         show.note(f"{run.label}: {training['status']}: {training['reason']}")
         return
     model = place.network(run, dataset)
-    if not (place.path / "sparsity.json").exists():
-        place.count(model, data.channels, data.size)
+    path = place.path / "sparsity.json"
+    counts = read_json(path) if path.exists() else place.count(model, data.channels, data.size)
+    if counts.get("refused"):
+        show.note(f"{run.label}: refused: {counts['refused']}")
+        return
     judge_network(
         on_device(model, data.device),
         plan,

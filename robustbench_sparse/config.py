@@ -238,6 +238,8 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> 
             )
         optimiser = where.build(OPTIMISERS, stage.optimizer, "optimizer", OptimiserSpec, (*at, "optimizer"))
         schedule = where.build(SCHEDULES, stage.schedule, "schedule", ScheduleSpec, (*at, "schedule"))
+        if config.validation == 0 and getattr(schedule, "signal", "") == "val_accuracy":
+            raise where.error((*at, "schedule", "signal"), "'val_accuracy' needs validation > 0, got 0")
         stages.append(StagePlan(stage, optimiser, schedule))
 
     defenses = [

@@ -20,12 +20,16 @@ from robustbench_sparse.files import write_text
 from robustbench_sparse.outcomes import because, rates, read_keys, read_manifest
 from robustbench_sparse.paired import ranks
 
-SPARSITIES = ("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
-COUNTS = ("parameters", "nonzero_parameters", "macs")
+SPARSITIES = ("weight_sparsity", "linear_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
+COUNTS = ("parameters", "nonzero_parameters", "macs", "sparse_macs")
+TRAIN = ("train_accuracy",)
 SECONDS = ("train_seconds", "eval_seconds")
 BELIEF = ("rank", "rank_seeds", "verdict", "flags")
 IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "n")
 PUBLISHED = "published_"
+
+# What the counts of a network lack when they were made before these were counted.
+_NOT_COUNTED: dict[str, Any] = {"asked": [], "refused": "", "linear_sparsity": None, "sparse_macs": None}
 
 # Decimals of leaderboard.csv, by kind of column: percentages, and seconds of wall-clock time.
 PERCENT_DECIMALS, SECONDS_DECIMALS = 4, 1
@@ -37,8 +41,10 @@ def is_reserved(label: str) -> bool:
         *IDENTITY,
         *SPARSITIES,
         *COUNTS,
+        *TRAIN,
         *SECONDS,
         *BELIEF,
+        "asked",
         "clean",
         "worst",
         "status",
@@ -57,6 +63,11 @@ def fold(folder: Path) -> pd.DataFrame:
     adversarials that the certificate's checks found; it is empty as soon as one attack left a gap. A cell without a
     complete measurement is empty, and ``status`` says why.
 
+    Sparsities are counted in the saved file; ``asked`` holds what a method was asked for, and behind it what was
+    counted in the layers it was asked of. A row whose file has less than its method claims is refused: it has no
+    numbers.
+    ``train_accuracy`` is that of the selected epoch, on the minibatches as they were trained on.
+
     ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed. ``rank`` goes by
     ``worst`` among the rows of the same seed: 1 + the number of rows that are better by more than chance (the paired 95
     % interval of their difference lies above 0), so rows that cannot be told apart share a rank. Refuted rows share the
@@ -74,13 +85,14 @@ def fold(folder: Path) -> pd.DataFrame:
     _rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
-    metrics = ["clean", *labels, "worst", *SPARSITIES]
+    metrics = ["clean", *labels, "worst", *SPARSITIES, *TRAIN]
     published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
-    floats = [*rates, *SPARSITIES, *published, *SECONDS]
+    floats = [*rates, *SPARSITIES, *TRAIN, *published, *SECONDS]
     table = pd.DataFrame(
         rows,
         columns=[
-            *IDENTITY, *rates, *BELIEF, *SPARSITIES, *COUNTS, *published, *SECONDS, "status", "run_id", "commit",
+            *IDENTITY, *rates, *BELIEF, *SPARSITIES, "asked", *COUNTS, *TRAIN, *published, *SECONDS, "status", "run_id",
+            "commit",
         ],
     )  # fmt: skip
     types = {
@@ -118,7 +130,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     Both are empty where any seed has a gap; the deviation is empty for a single seed. ``n`` is the number of
     images of one seed, empty when the seeds differ in it.
     """
-    averaged = [*rates_of(table), *(c for c in SPARSITIES if c in table.columns)]
+    averaged = [*rates_of(table), *(c for c in (*SPARSITIES, *TRAIN) if c in table.columns)]
     rows = []
     for (benchmark, run), group in table.groupby(["benchmark", "run"], sort=False):
         seeds = [int(seed) for seed in group["seed"]]
@@ -218,6 +230,7 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         "defenses": "",
         "verdict": NOT_CHECKED,
         "flags": "",
+        "asked": "",
         "run_id": entry["run_id"],
         "commit": "",
     }
@@ -231,13 +244,22 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         row["commit"] = read_keys(home / "environment.json", ("commit",))["commit"] or ""
     if not (home / "training.json").is_file():
         return {**row, "status": "incomplete: training"}
-    training = read_keys(home / "training.json", ("status", "reason", "train_seconds"))
+    training = read_keys(
+        home / "training.json", ("status", "reason", "train_seconds", "selected"), {"selected": {}}
+    )
     row["train_seconds"] = training["train_seconds"]
+    row["train_accuracy"] = training["selected"].get("train_accuracy")
     if training["status"] != "complete":
         return {**row, "status": because(training)}
     problems = []
     if (home / "sparsity.json").is_file():
-        row.update(read_keys(home / "sparsity.json", (*SPARSITIES, *COUNTS)))
+        counted = read_keys(home / "sparsity.json", (*SPARSITIES, *COUNTS, "asked", "refused"), _NOT_COUNTED)
+        refused, asked = counted.pop("refused"), counted.pop("asked")
+        if refused:
+            return {**row, "status": f"refused: {refused}"}
+        row.update(
+            counted, asked="; ".join(f"{a['kind']} {a['percent']:g}: {a['achieved']:.2f}" for a in asked)
+        )
     else:
         problems.append("incomplete: sparsity")
     measured, gaps, notes = rates(home / "outcomes", manifest)

@@ -91,6 +91,13 @@ class RunPlan:
     defenses: list[DefensePlan]
     stages: list[StagePlan]
 
+    @property
+    def sparsifies(self) -> bool:
+        """Whether a defense or an optimiser makes the network sparse."""
+        return any(d.build().sparsifies for d in self.defenses) or any(
+            s.optimiser.sparsifies for s in self.stages
+        )
+
     def record(self) -> Entry:
         """Everything that determines the training's numbers but data and seed, as plain values."""
         return {

@@ -67,21 +67,23 @@ class Relatives:
 
 def twin_of(plan: Plan, run: RunPlan) -> str | None:
     """Label of the undefended row of the same architecture; None where there is none, or the row is undefended."""
-    return _label(plan, run, []) if run.defenses else None
+    return _label(plan, run, []) if run.defenses or run.sparsifies else None
 
 
 def parent_of(plan: Plan, run: RunPlan) -> str | None:
     """Label of the row with the same architecture and all defenses but those that make sparse; None without."""
     dense = [d.record() for d in run.defenses if not d.build().sparsifies]
-    return _label(plan, run, dense) if len(dense) < len(run.defenses) else None
+    return _label(plan, run, dense) if run.sparsifies else None
 
 
 def _label(plan: Plan, run: RunPlan, defenses: list[dict[str, object]]) -> str | None:
+    """Label of the row of the same architecture with exactly these defenses, trained by a dense optimiser."""
     same = [
         other.label
         for other in plan.runs
         if other.label != run.label
         and other.record()["model"] == run.record()["model"]
         and [d.record() for d in other.defenses] == defenses
+        and not any(stage.optimiser.sparsifies for stage in other.stages)
     ]
     return same[0] if same else None

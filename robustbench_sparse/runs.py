@@ -1,12 +1,14 @@
 """A run's folder: what it is, where it came from, its weights, its outcomes.
 
 ``results/<benchmark>/runs/<id>/`` holds ``run.json`` (resolved config), ``environment.json``,
-``history.csv``, ``checkpoint.pt`` (only while training), ``model.safetensors`` (the deployed network),
-``training.json``, ``sparsity.json`` and ``outcomes/``. The id names everything that determines the weights.
+``history.csv`` (per epoch), ``layers.csv`` (per epoch and layer), ``checkpoint.pt`` (only while training),
+``model.safetensors`` (the deployed network), ``training.json``, ``sparsity.json`` and ``outcomes/``. The id
+names everything that determines the weights.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from robustbench_sparse import plugins
+from robustbench_sparse.claims import against_asked, refusal
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError
@@ -75,8 +78,9 @@ class RunFolder:
 
     def store(self, trained: Trained) -> None:
         """Write what training left; ``training.json`` comes last and makes it count."""
-        history = pd.DataFrame(trained.history)
-        write_atomically(self.path / "history.csv", lambda f: history.to_csv(f, index=False))
+        for name, rows in (("history.csv", trained.history), ("layers.csv", trained.layers)):
+            table = pd.DataFrame(rows)
+            write_atomically(self.path / name, functools.partial(table.to_csv, index=False))
         if not trained.diverged:
             save_weights(self.weights, trained.weights)
         write_json(
@@ -86,6 +90,7 @@ class RunFolder:
                 "reason": trained.diverged,
                 "train_seconds": round(trained.seconds, 3),
                 "selected": {k: None if math.isnan(v) else v for k, v in trained.selected.items()},
+                "asked": trained.asked,
                 "weights_sha256": "" if trained.diverged else sha256(self.weights),
             },
         )
@@ -105,8 +110,15 @@ class RunFolder:
         return model.eval()
 
     def count(self, model: nn.Module, channels: int, size: int) -> dict[str, Any]:
-        """Count the zeros of the network read back from its file, and keep the counts."""
+        """Count the zeros of the network read back from its file, and keep the counts.
+
+        Beside them ``asked``, what methods were asked for and what was counted of it, and ``refused``: why the row
+        cannot be shown, empty where the counts are what they should be.
+        """
+        training = self.training() or {}
         counts = count_sparsity(model, channels, size)
+        counts["asked"] = against_asked(training.get("asked", []), counts["layers"])
+        counts["refused"] = refusal(training.get("selected", {}), counts)
         write_json(self.path / "sparsity.json", counts)
         return counts
 
@@ -132,11 +144,17 @@ def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) 
         "seed": seed,
         "dataset": dataset.label,
         "model": shown(run.model_name, run.model),
-        "defenses": "+".join(shown(d.name, d.build()) for d in run.defenses),
+        "defenses": "+".join([*(shown(d.name, d.build()) for d in run.defenses), *_sparse_optimisers(run)]),
         "threat": plan.config.threat.model_dump(),
         "record": record,
     }
     return RunFolder(path=folder / "runs" / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts)
+
+
+def _sparse_optimisers(run: RunPlan) -> list[str]:
+    """Optimisers that make the network sparse: they belong to what a reader has to know of a row."""
+    pairs = [(s.config.optimizer["name"], s.optimiser) for s in run.stages if s.optimiser.sparsifies]
+    return list(dict.fromkeys(shown(name, optimiser) for name, optimiser in pairs))
 
 
 def shown(name: str, plugin: object) -> str:
@@ -150,6 +168,8 @@ def shown(name: str, plugin: object) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + " ".join(_short(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + " ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -7,8 +7,8 @@ convolutions and linear layers; biases and batch-norm have no part in a sparsity
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,30 +30,40 @@ def count_sparsity(model: nn.Module, channels: int, size: int) -> dict[str, Any]
 
     Returns:
         Plain values, ready for JSON: the percentages of ``zero_shares``; ``parameters`` and
-        ``nonzero_parameters``, which count biases and batch-norm too; ``macs``, see ``count_macs``; and
-        ``layers``, the counts of each layer.
+        ``nonzero_parameters``, which count biases and batch-norm too; ``macs``, see ``count_macs``;
+        ``sparse_macs``, the same without multiplications by a zero weight; and ``layers``, the counts of each
+        layer of ``count_layers`` with its ``macs`` and ``sparse_macs``.
     """
-    layers = count_layers(model)
+    uses = _uses(model, channels, size)
+    layers = [
+        {
+            **layer,
+            "macs": uses[layer["name"]] * layer["weights"],
+            "sparse_macs": uses[layer["name"]] * (layer["weights"] - layer["zero_weights"]),
+        }
+        for layer in count_layers(model)
+    ]
     parameters = list(model.parameters())
     return {
-        **_shares(layers),
+        **shares_of(layers),
         "parameters": sum(p.numel() for p in parameters),
         "nonzero_parameters": sum(int(p.count_nonzero()) for p in parameters),
-        "macs": count_macs(model, channels, size),
+        "macs": sum(layer["macs"] for layer in layers),
+        "sparse_macs": sum(layer["sparse_macs"] for layer in layers),
         "layers": layers,
     }
 
 
 def zero_shares(model: nn.Module) -> dict[str, float | None]:
-    """The four sparsities in percent, over all layers together; None where there is nothing of the kind.
+    """The sparsities in percent, over all layers together; None where there is nothing of the kind.
 
     Returns:
-        ``weight_sparsity``: zero weights. ``channel_sparsity``: input channels W[:, g] of convolutions of l2
-        norm below 1e-15. ``kernel_sparsity``: kernels W[o, i] of convolutions that are zero.
-        ``row_sparsity``: outputs whose weights W[o] are all zero, neurons of linear layers and filters of
-        convolutions alike.
+        ``weight_sparsity``: zero weights. ``linear_sparsity``: zero weights of linear layers alone.
+        ``channel_sparsity``: input channels W[:, g] of convolutions of l2 norm below 1e-15.
+        ``kernel_sparsity``: kernels W[o, i] of convolutions that are zero. ``row_sparsity``: outputs whose
+        weights W[o] are all zero, neurons of linear layers and filters of convolutions alike.
     """
-    return _shares(count_layers(model))
+    return shares_of(count_layers(model))
 
 
 def count_layers(model: nn.Module) -> list[dict[str, Any]]:
@@ -64,18 +74,25 @@ def count_layers(model: nn.Module) -> list[dict[str, Any]]:
 def count_macs(model: nn.Module, channels: int, size: int) -> int:
     """Multiply-accumulates of one image in convolutions and linear layers, multiplications by zero included.
 
-    Counted during one forward pass in eval mode: a layer that is called twice counts twice. Bias, batch-norm
-    and activations are left out, as is usual. The network and the global random streams stay as they were.
+    Counted during one forward pass in eval mode: a layer that is called twice counts twice, and a kernel's weights
+    that lie on the zeros around an image count, too. Bias, batch-norm and activations are left out, as is usual.
+    The network and the global random streams stay as they were.
     """
-    total = 0
+    uses = _uses(model, channels, size)
+    return sum(uses[name] * w.numel() for name, w in _weights(model))
 
-    def add(module: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += out.numel() * math.prod(weight.shape[1:])
 
-    handles = [model.get_submodule(name).register_forward_hook(add) for name, _ in _weights(model)]
+def _uses(model: nn.Module, channels: int, size: int) -> dict[str, int]:
+    """How often one image meets each weight of a layer, by the layer's name: the pixels of its output."""
+    uses = {name: 0 for name, _ in _weights(model)}
+
+    def add(name: str, outputs: int, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        uses[name] += out.numel() // outputs
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(partial(add, name, len(w)))
+        for name, w in _weights(model)
+    ]
     like = next(model.parameters(), torch.empty(0))
     devices = [like.device] if like.device.type == "cuda" else []
     try:
@@ -89,7 +106,7 @@ def count_macs(model: nn.Module, channels: int, size: int) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return uses
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -97,24 +114,33 @@ def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name.removesuffix("weight").removesuffix("."), w) for name, w in prunable(model).items()]
 
 
-def _shares(layers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def shares_of(layers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The sparsities of ``zero_shares`` from the counts of ``count_layers``."""
     out: dict[str, float | None] = {}
-    for kind in ("weight", "channel", "kernel", "row"):
-        whole = sum(layer[f"{kind}s"] for layer in layers)
-        zeros = sum(layer[f"zero_{kind}s"] for layer in layers)
-        out[f"{kind}_sparsity"] = 100 * zeros / whole if whole else None
+    linear = [layer for layer in layers if layer["kind"] == "Linear"]
+    for share, kind, counted in (
+        ("weight", "weight", layers),
+        ("linear", "weight", linear),
+        ("channel", "channel", layers),
+        ("kernel", "kernel", layers),
+        ("row", "row", layers),
+    ):
+        whole = sum(layer[f"{kind}s"] for layer in counted)
+        zeros = sum(layer[f"zero_{kind}s"] for layer in counted)
+        out[f"{share}_sparsity"] = 100 * zeros / whole if whole else None
     return out
 
 
 def _layer(name: str, module: nn.Module, weight: Tensor) -> dict[str, Any]:
     w = weight.detach()
-    counts = {
+    counts: dict[str, int | float] = {
         "weights": w.numel(),
         "zero_weights": w.numel() - int(w.count_nonzero()),
         "channels": 0,
         "zero_channels": 0,
         "kernels": 0,
         "zero_kernels": 0,
+        "l1_norm": w.double().abs().sum().item(),
         "rows": w.shape[0],
         "zero_rows": _zero_groups(w.flatten(1)),
     }

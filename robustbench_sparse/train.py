@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from robustbench_sparse.files import write_atomically
 from robustbench_sparse.optim import Schedule
 from robustbench_sparse.plan import RunPlan, StagePlan
 from robustbench_sparse.progress import Show, Task
-from robustbench_sparse.sparsity import count_macs, zero_shares
+from robustbench_sparse.sparsity import count_layers, count_macs, shares_of
 from robustbench_sparse.speed import Speed, for_training, recorded
 from robustbench_sparse.streams import Streams, derive
 
@@ -46,14 +46,18 @@ class Trained:
     Attributes:
         weights: the deployed network's state, chosen by validation.
         history: one row per epoch.
-        selected: stage, epoch and validation accuracy of the chosen weights.
+        layers: one row per epoch and layer: zeros and l1 norm of the deployed network.
+        selected: stage, epoch, accuracies and sparsities of the chosen weights.
+        asked: the shares of zeros that defenses were asked for, see ``defenses.base.Asked``; plain values.
         seconds: time spent training, over all sittings.
         diverged: why training stopped early, or an empty string.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
     selected: dict[str, float] = field(default_factory=dict)
+    asked: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     diverged: str = ""
 
@@ -141,7 +145,14 @@ class Trainer:
             except Diverged as e:
                 self.trained.diverged = str(e)
                 break
+        self.trained.asked = self._asked()
         return self.trained
+
+    def _asked(self) -> list[dict[str, Any]]:
+        pairs = (
+            (plan.name, d.asked(self.model)) for plan, d in zip(self.run.defenses, self.defenses, strict=True)
+        )
+        return [{"defense": name, **asdict(asked)} for name, asked in pairs if asked is not None]
 
     def _stage(self, number: int, stage: StagePlan, resumed: dict[str, Any] | None) -> None:
         s, config = self.s, stage.config
@@ -149,7 +160,7 @@ class Trainer:
         s.stage, s.epoch, s.epochs, s.steps_per_epoch, s.optimizer = number, 0, config.epochs, steps, None
         for defense in self._acting():
             defense.begin(s)
-        optimizer = stage.optimiser.build(self.model.parameters())
+        optimizer = stage.optimiser.build(self.model)
         schedule = stage.schedule.build(optimizer, config.epochs, steps)
         s.optimizer = optimizer
         start = 0
@@ -200,10 +211,12 @@ class Trainer:
                 info = f"epoch {s.epoch + 1}/{s.epochs} loss {self._finite(loss_sum) / seen:.4f}"
             task.advance(len(y), info)
         loss_mean = self._finite(loss_sum) / seen
-        schedule.after_epoch(loss_mean)
         s.train_accuracy = right.item() / seen
         deployed = self.deployed()
         s.val_accuracy = self._accuracy(deployed, None) if self.data.count("val") else math.nan
+        schedule.after_epoch(loss_mean, s.val_accuracy)
+        layers = count_layers(deployed)
+        s.sparsity = shares_of(layers)
         row: dict[str, float] = {
             "stage": s.stage,
             "epoch": s.epoch,
@@ -211,13 +224,22 @@ class Trainer:
             "train_loss": loss_mean,
             "train_accuracy": 100 * s.train_accuracy,
             "val_accuracy": 100 * s.val_accuracy,
-            **{k: math.nan if v is None else v for k, v in zero_shares(deployed).items()},
+            **{k: math.nan if v is None else v for k, v in s.sparsity.items()},
+            "l1_norm": math.fsum(layer["l1_norm"] for layer in layers),
         }
         score = s.val_accuracy
         if config.selection == "adversarial":
             score = self._accuracy(deployed, self.threat)
             row["val_adversarial_accuracy"] = 100 * score
         self._select(config.selection, config.select_after, score, deployed)
+        self.trained.layers += [
+            {
+                "stage": s.stage,
+                "epoch": s.epoch,
+                **{k: v for k, v in layer.items() if k not in ("kind", "shape")},
+            }
+            for layer in layers
+        ]
         with torch.no_grad():
             for name, defense in self._named_acting():
                 row |= {f"{name}.{key}": float(value) for key, value in defense.end_epoch(s).items()}
@@ -336,6 +358,8 @@ class Trainer:
                 "epoch": self.s.epoch,
                 "score": score,
                 "val_accuracy": self.s.val_accuracy,
+                "train_accuracy": 100 * self.s.train_accuracy,
+                **{k: math.nan if v is None else v for k, v in self.s.sparsity.items()},
             }
             self.trained.weights = {k: v.detach().cpu().clone() for k, v in deployed.state_dict().items()}
 
@@ -365,6 +389,7 @@ class Trainer:
             "streams": self.streams.state_dict(),
             "weights": t.weights,
             "history": t.history,
+            "layers": t.layers,
             "selected": t.selected,
             "seconds": t.seconds,
         }
@@ -393,7 +418,13 @@ class Trainer:
             raise UserError(f"{self.checkpoint}: does not fit this run: {one_line(e)[:200]}") from None
         self.streams.load_state_dict(state["streams"])
         self.s.step = int(state["step"])
-        self.trained = Trained(state["weights"], state["history"], state["selected"], state["seconds"])
+        self.trained = Trained(
+            weights=state["weights"],
+            history=state["history"],
+            layers=state["layers"],
+            selected=state["selected"],
+            seconds=state["seconds"],
+        )
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -30,6 +30,7 @@ class MLP(ModelSpec):
     Args:
         hidden: widths of the hidden layers; ``[]`` gives a linear classifier.
         activation: after every hidden layer.
+        batch_norm: batch-norm between every hidden layer and its activation.
         last_activation: after the last layer; ``none`` gives plain logits. The networks published with CLIP
             (Bungert et al., arXiv:2103.12531) have ``sigmoid`` here: their "logits" lie in (0, 1), which
             bounds the cross-entropy and shrinks its gradients.
@@ -39,6 +40,7 @@ class MLP(ModelSpec):
 
     hidden: tuple[int, ...] = (200, 80)
     activation: Activation = "relu"
+    batch_norm: bool = False
     last_activation: Activation | Literal["none"] = "none"
 
     def __post_init__(self) -> None:
@@ -54,7 +56,10 @@ class MLP(ModelSpec):
         layers: list[nn.Module] = [nn.Flatten()]
         width = channels * size * size
         for after in self.hidden:
-            layers += [nn.Linear(width, after), ACTIVATIONS[self.activation]()]
+            layers.append(nn.Linear(width, after))
+            if self.batch_norm:
+                layers.append(nn.BatchNorm1d(after))
+            layers.append(ACTIVATIONS[self.activation]())
             width = after
         layers.append(nn.Linear(width, classes))
         if self.last_activation != "none":

@@ -12,7 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, RandomModule, Threat, noise_from
-from defenses import CLIP, DEFENSES, PGDAT, RGSM, Broken, Defense, EnResNet, SpectralPenalty, Step, overrides
+from defenses import (
+    ADMM,
+    CLIP,
+    DEFENSES,
+    PGDAT,
+    RGSM,
+    RVSCGD,
+    RVSM,
+    Broken,
+    Defense,
+    EnResNet,
+    HoldZeros,
+    L1FilterPrune,
+    Lasso,
+    MagnitudePrune,
+    NetworkSlimming,
+    SparseInit,
+    SpectralPenalty,
+    Splitting,
+    Step,
+    TargetSparsity,
+    overrides,
+)
 
 ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
 X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -25,10 +47,40 @@ ZERO: dict[str, list[Defense]] = {
     "spectral_penalty": [SpectralPenalty(), SpectralPenalty(power_iterations=1)],
     "enresnet": [EnResNet(members=1, noise=0.0)],
     "rgsm": [RGSM(), RGSM(beta=0.7), RGSM(beta=0.7, regulariser="group_l0", keep_one=True)],
+    "rvsm": [RVSM(), RVSM(beta=0.7), RVSM(beta=0.7, regulariser="l0", layers="all")],
+    "rvscgd": [RVSCGD(), RVSCGD(regulariser="l0", layers="all")],
+    "admm": [ADMM(), ADMM(rho=1.0, group="channel", scope="global", layers="all", update="epoch")],
     "broken": [Broken()],
+    "lasso": [Lasso(), Lasso(linear=None)],
+    "l1_filter_prune": [L1FilterPrune(), L1FilterPrune(scope="global", linear=True)],
+    "network_slimming": [NetworkSlimming()],
+    "sparse_init": [SparseInit(), SparseInit(linear=None, conv=None, density=0.5, bias="positive")],
+    "target_sparsity": [TargetSparsity(), TargetSparsity(kind="kernel", gain=0.5)],
+    "hold_zeros": [HoldZeros(), HoldZeros(layers="conv")],
+    "magnitude_prune": [MagnitudePrune(), MagnitudePrune(rounds=9, every=9, start=9, rewind="start")],
 }
 # At these it must show.
 STRONG: dict[str, list[Defense]] = {
+    "lasso": [
+        Lasso(lam=0.01),
+        Lasso(lam=0.01, linear=None, conv={"name": "group_lasso", "weighted": True}),
+        Lasso(lam=0.01, conv="nuclear", linear="transformed_l1"),
+    ],
+    "sparse_init": [
+        SparseInit(density=0.3),
+        SparseInit(density=0.5, linear="row", conv="kernel", bias="positive", variance="he"),
+    ],
+    "target_sparsity": [],  # it steers sparse optimisers only: test_target_sparsity.py
+    "l1_filter_prune": [
+        L1FilterPrune(sparsity=50.0, branches=True),
+        L1FilterPrune(sparsity=70.0, branches=True, scope="global", keep_one=False),
+    ],
+    "network_slimming": [NetworkSlimming(lam=0.05), NetworkSlimming(sparsity=50.0)],
+    "hold_zeros": [HoldZeros(threshold=0.1), HoldZeros(layers="conv", threshold=0.05)],
+    "magnitude_prune": [
+        MagnitudePrune(sparsity=50.0),
+        MagnitudePrune(sparsity=80.0, scope="layer", rounds=2, start=1, rewind="start"),
+    ],
     "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
     "clip": [
         CLIP(lam=0.1, pairs=6, renew_every=4),
@@ -38,6 +90,19 @@ STRONG: dict[str, list[Defense]] = {
     "spectral_penalty": [SpectralPenalty(lam=0.01), SpectralPenalty(lam=0.01, power_iterations=1)],
     "enresnet": [EnResNet(), EnResNet(members=1, scale="batch")],
     "rgsm": [RGSM(lam=0.1, beta=0.5), RGSM(lam=0.1, beta=0.5, regulariser="group_l0"), RGSM(lam2=0.01)],
+    "rvsm": [
+        RVSM(lam=0.05, beta=0.5),
+        RVSM(lam=0.005, beta=0.5, regulariser="l0", layers="linear"),
+        RVSM(lam=0.05, beta=0.5, regulariser={"name": "transformed_l1", "a": 0.5}, layers="all"),
+        RVSM(lam=0.1, beta=0.5, regulariser="group_lasso"),
+    ],
+    "rvscgd": [RVSCGD(lam=0.05, beta=0.5), RVSCGD(lam=0.01, beta=0.5, regulariser="l0", layers="all")],
+    "admm": [
+        ADMM(sparsity=60.0, rho=0.5),
+        ADMM(sparsity=50.0, rho=0.5, group="channel", layers="all", update="epoch"),
+        ADMM(sparsity=70.0, rho=0.5, group="kernel", scope="global"),
+        ADMM(sparsity=40.0, rho=0.0, group="row", layers="linear"),
+    ],
     "broken": [
         Broken(how="scaled_logits"),
         Broken(how="quantised_input", strength=2.0),
@@ -48,6 +113,28 @@ STRONG: dict[str, list[Defense]] = {
     ],
 }
 INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
+    (Lasso, {"lam": -1.0}, "lam"),
+    (Lasso, {"threshold": -1.0}, "threshold"),
+    (Lasso, {"sparsity": 100.0}, "sparsity"),
+    (Lasso, {"sparsity": 50.0, "threshold": 0.1}, "sparsity"),
+    (Lasso, {"sparsity": 50.0, "conv": "group_lasso"}, "sparsity"),
+    (Lasso, {"linear": "l2"}, "linear"),
+    (Lasso, {"conv": "group_l0"}, "conv"),
+    (Lasso, {"linear": {"name": "group_lasso", "group": "kernel"}}, "linear"),
+    (L1FilterPrune, {"sparsity": 100.0}, "sparsity"),
+    (L1FilterPrune, {"scope": "network"}, "scope"),
+    (NetworkSlimming, {"sparsity": -1.0}, "sparsity"),
+    (NetworkSlimming, {"lam": float("inf")}, "lam"),
+    (HoldZeros, {"layers": "bias"}, "layers"),
+    (HoldZeros, {"threshold": -0.1}, "threshold"),
+    (MagnitudePrune, {"sparsity": 100.0}, "sparsity"),
+    (MagnitudePrune, {"sparsity": -1.0}, "sparsity"),
+    (MagnitudePrune, {"scope": "filter"}, "scope"),
+    (MagnitudePrune, {"layers": "bias"}, "layers"),
+    (MagnitudePrune, {"rounds": 0}, "rounds"),
+    (MagnitudePrune, {"every": 0}, "every"),
+    (MagnitudePrune, {"start": -1}, "start"),
+    (MagnitudePrune, {"rewind": "init"}, "rewind"),
     (PGDAT, {"eps": -0.1}, "eps"),
     (PGDAT, {"norm": "l1", "eps": 0.1}, "norm"),
     (PGDAT, {"norm": "l2"}, "eps"),
@@ -84,6 +171,36 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (RGSM, {"beta": -1.0}, "beta"),
     (RGSM, {"lam2": float("inf")}, "lam2"),
     (RGSM, {"lam": 0.1}, "beta"),
+    (RVSM, {"regulariser": "lasso"}, "regulariser"),
+    (RVSM, {"regulariser": {"name": "transformed_l1", "a": 0.0}}, "regulariser: a"),
+    (RVSM, {"lam": -1.0}, "lam"),
+    (RVSM, {"beta": float("inf")}, "beta"),
+    (RVSM, {"lam": 0.1}, "beta"),
+    (RVSM, {"layers": "first"}, "layers"),
+    (RVSM, {"lam": 0.1, "beta": 1.0, "target_sparsity": 100.0}, "target_sparsity"),
+    (RVSM, {"beta": 1.0, "target_sparsity": 90.0}, "lam"),
+    (RVSM, {"target_kind": "filter"}, "target_kind"),
+    (RVSCGD, {"lam": 0.1}, "beta"),
+    (ADMM, {"sparsity": 100.0}, "sparsity"),
+    (ADMM, {"sparsity": float("nan")}, "sparsity"),
+    (ADMM, {"rho": -0.1}, "rho"),
+    (ADMM, {"group": "filter"}, "group"),
+    (ADMM, {"scope": "net"}, "scope"),
+    (ADMM, {"layers": "first"}, "layers"),
+    (ADMM, {"update": "run"}, "update"),
+    (SparseInit, {"density": 0.0}, "density"),
+    (SparseInit, {"density": 1.1}, "density"),
+    (SparseInit, {"linear": "kernel"}, "linear"),
+    (SparseInit, {"conv": "layer"}, "conv"),
+    (SparseInit, {"bias": "zero"}, "bias"),
+    (SparseInit, {"variance": "small"}, "variance"),
+    (TargetSparsity, {"target": 100.0}, "target"),
+    (TargetSparsity, {"target": 0.0}, "target"),
+    (TargetSparsity, {"kind": "filter"}, "kind"),
+    (TargetSparsity, {"gain": 0.0}, "gain"),
+    (TargetSparsity, {"max_factor": 1.0}, "max_factor"),
+    (TargetSparsity, {"warm_up": -1}, "warm_up"),
+    (TargetSparsity, {"max_lam": 0.0}, "max_lam"),
     (Broken, {"how": "nothing"}, "how"),
     (Broken, {"strength": 1.0}, "strength"),
     (Broken, {"how": "constant_gradient", "strength": 1.0}, "strength"),
@@ -320,7 +437,7 @@ def test_deploy_leaves_its_argument_alone(defense: Defense) -> None:
 def test_deployed_network_is_the_trained_one_unless_split(defense: Defense) -> None:
     loop = Loop([fresh(defense)]).run(4)
     assert torch.equal(loop.logits(), loop.logits())
-    splits = isinstance(defense, RGSM) and defense.beta > 0
+    splits = isinstance(defense, ADMM) or (isinstance(defense, Splitting) and defense.beta > 0)
     assert torch.equal(loop.logits(), logits(loop.model)) != splits
 
 

@@ -18,12 +18,16 @@ from robustbench_sparse.stats import wilson
 LABELS = ("fgsm", "pgd")
 COUNTS: dict[str, Any] = {
     "weight_sparsity": 50.0,
+    "linear_sparsity": 40.0,
     "channel_sparsity": 25.0,
     "kernel_sparsity": None,
     "row_sparsity": 0.0,
     "parameters": 100,
     "nonzero_parameters": 60,
     "macs": 12345,
+    "sparse_macs": 6000,
+    "asked": [],
+    "refused": "",
     "layers": [],
 }
 
@@ -153,14 +157,53 @@ def test_a_whole_row(tmp_path: Path) -> None:
     assert r["status"] == "ok"
 
 
+def test_asked_stands_beside_achieved(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path)
+    asked = [
+        {"kind": "weight", "percent": 80.0, "achieved": 79.996},
+        {"kind": "row", "percent": 5.5, "achieved": 7.0},
+    ]
+    dump(folder / "runs" / "a-0" / "sparsity.json", {**COUNTS, "asked": asked})
+    assert row(folder)["asked"] == "weight 80: 80.00; row 5.5: 7.00"
+
+
+def test_a_refused_row_has_no_numbers(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path)
+    home = folder / "runs" / "a-0"
+    clean(folder, "a-0", [1, 1, 1, 1])
+    assert row(folder)["clean"] == 100.0
+    dump(home / "sparsity.json", {**COUNTS, "refused": "80 % is claimed"})
+    r = row(folder)
+    assert r["status"] == "refused: 80 % is claimed"
+    assert all(pd.isna(r[c]) for c in ("clean", "worst", "weight_sparsity", "macs"))
+
+
+def test_counts_of_before_are_still_read(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path)
+    old = {k: v for k, v in COUNTS.items() if k not in ("asked", "refused", "linear_sparsity", "sparse_macs")}
+    dump(folder / "runs" / "a-0" / "sparsity.json", old)
+    r = row(folder)
+    assert (r["weight_sparsity"], r["macs"], r["asked"]) == (50.0, 12345, "")
+    assert pd.isna(r["linear_sparsity"])
+    assert pd.isna(r["sparse_macs"])
+
+
 def test_columns_and_their_order(tmp_path: Path) -> None:
     folder = benchmark(tmp_path, published={"a": {"pgd": 31.5, "clean": 70.0}})
     assert list(fold(folder).columns) == [
         *("benchmark", "run", "seed", "dataset", "model", "defenses", "n"),
         *("clean", "clean_lo", "clean_hi", "fgsm", "fgsm_lo", "fgsm_hi", "pgd", "pgd_lo", "pgd_hi"),
         *("worst", "worst_lo", "worst_hi", "rank", "rank_seeds", "verdict", "flags"),
-        *("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity"),
-        *("parameters", "nonzero_parameters", "macs", "published_clean", "published_pgd"),
+        *(
+            "weight_sparsity",
+            "linear_sparsity",
+            "channel_sparsity",
+            "kernel_sparsity",
+            "row_sparsity",
+            "asked",
+        ),
+        *("parameters", "nonzero_parameters", "macs", "sparse_macs", "train_accuracy"),
+        *("published_clean", "published_pgd"),
         *("train_seconds", "eval_seconds", "status", "run_id", "commit"),
     ]
     assert rates_of(fold(folder)) == ["clean", "fgsm", "pgd", "worst"]

@@ -56,6 +56,19 @@ def test_mlp_equals_its_formula() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
+def test_mlp_with_batch_norm_equals_its_formula() -> None:
+    model = MLP(hidden=(5,), batch_norm=True).build(2, 8, 3)
+    assert [type(layer) for layer in model.children()] == [
+        *(nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear)
+    ]
+    first, second = (m for m in model.modules() if isinstance(m, nn.Linear))
+    x = torch.rand(4, 2, 8, 8)
+    hidden = x.flatten(1) @ first.weight.T + first.bias
+    normed = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model(x), normed.relu() @ second.weight.T + second.bias)
+    assert parameters(model) == parameters(MLP(hidden=(5,)).build(2, 8, 3)) + 2 * 5
+
+
 def test_mlp_without_hidden_layers_is_linear() -> None:
     model = MLP(hidden=()).build(1, 8, 10)
     x = torch.rand(3, 1, 8, 8)

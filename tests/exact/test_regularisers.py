@@ -1,153 +1,190 @@
-"""Proximal maps against brute force, closed forms and the limits where care is needed."""
+"""Every regulariser of the table: values, subgradients and the laws that proximal maps obey.
+
+All of them are tested by name: a new one without a case in ``regulariser_cases`` fails.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from torch import Tensor
 
-from defenses.regularisers import KEPT, REGULARISERS, Group, GroupL0, GroupLasso, group_norms
+from defenses.regularisers import REGULARISERS, L1Nonnegative, Nuclear, Regulariser, Zero
+from tests.exact.regulariser_cases import (
+    CASES,
+    SETS,
+    build,
+    log_uniform,
+    prox,
+    rng,
+    shape,
+    tensor,
+    with_zeros,
+)
 
-GROUPS: list[Group] = ["channel", "filter", "kernel", "row", "layer"]
-
-
-def weight(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-
-
-def slices(w: Tensor, group: Group) -> list[tuple[int | slice, ...]]:
-    """The groups one by one, by plain indexing."""
-    kept = KEPT[group]
-    ranges = [range(w.shape[d]) if d in kept else [slice(None)] for d in range(w.ndim)]
-    return list(itertools.product(*ranges))
+CONVEX = [name for name in REGULARISERS if name not in CASES or CASES[name].convex]
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_norms_and_values_are_those_of_the_groups_one_by_one(group: Group) -> None:
-    w = weight(0, 4, 3, 2, 2)
-    each = torch.stack([w[i].norm() for i in slices(w, group)])
-    torch.testing.assert_close(group_norms(w, group).flatten(), each)
-    size = w.numel() / len(each)
-    torch.testing.assert_close(GroupLasso(group=group).value(w), each.sum())
-    torch.testing.assert_close(GroupLasso(group=group, weighted=True).value(w), math.sqrt(size) * each.sum())
-    w[slices(w, group)[0]] = 0
-    assert GroupL0(group=group).value(w) == len(each) - 1
-
-
-def test_channel_is_an_input_channel_and_rows_belong_to_linear_layers() -> None:
-    assert group_norms(torch.ones(6, 1, 5, 5), "channel").shape == (1, 1, 1, 1)  # LeNet: 1 + 6 channels
-    assert group_norms(torch.ones(16, 6, 5, 5), "channel").numel() == 6
-    torch.testing.assert_close(group_norms(torch.ones(10, 7), "row"), torch.full((10, 1), math.sqrt(7)))
-
-
-@pytest.mark.parametrize("group", ["channel", "kernel"])
-def test_tensors_without_such_groups_are_refused(group: Group) -> None:
-    with pytest.raises(ValueError, match="group: expected a weight"):
-        group_norms(torch.ones(4), group)
-    if group == "kernel":
-        with pytest.raises(ValueError, match="group: expected a weight with kernels"):
-            group_norms(torch.ones(4, 3), group)
-    with pytest.raises(ValueError, match="group: expected channel or"):
-        GroupLasso(group="column")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("group", ["channel", "filter", "layer"])
-@pytest.mark.parametrize("step", [0.1, 0.7, 1.5])
-def test_group_lasso_prox_is_the_minimiser(group: Group, weighted: bool, step: float) -> None:
-    for seed in range(2):
-        w = weight(seed, 2, 3, 1, 2)
-        j = GroupLasso(group=group, weighted=weighted)
-
-        def objective(u: np.ndarray, w: Tensor = w, j: GroupLasso = j) -> float:
-            t = torch.from_numpy(u).view_as(w)
-            return float(step * j.value(t) + (t - w).square().sum() / 2)
-
-        starts = [w.flatten().numpy(), np.full(w.numel(), 1e-3)]
-        found = [
-            minimize(objective, s, method="Powell", options={"xtol": 1e-8, "ftol": 1e-12}) for s in starts
-        ]
-        best = min(found, key=lambda r: r.fun)
-        u = j.prox(w, step)
-        assert objective(u.flatten().numpy()) <= best.fun + 1e-10
-        # The objective is 1-strongly convex: ||u - best||^2 / 2 <= objective(best) - objective(u).
-        assert np.linalg.norm(u.flatten().numpy() - best.x) < 1e-3
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("group", ["channel", "filter", "row"])
-@pytest.mark.parametrize("step", [0.05, 0.5, 1.5])
-def test_group_l0_prox_is_the_best_of_all_supports(group: Group, weighted: bool, step: float) -> None:
-    for seed in range(6):
-        w = weight(seed, 4, 3, 1, 2)
-        j, each = GroupL0(group=group, weighted=weighted), slices(w, group)
-        candidates = []
-        for support in itertools.product([False, True], repeat=len(each)):
-            u = torch.zeros_like(w)
-            for index, used in zip(each, support, strict=True):
-                u[index] = w[index] if used else 0  # on its support the minimiser is w itself
-            candidates.append((float(step * j.value(u) + (u - w).square().sum() / 2), u))
-        best = min(candidates, key=lambda c: c[0])[1]
-        assert torch.equal(j.prox(w, step), best)
-
-
-def test_prox_applies_the_step_once() -> None:
-    w = torch.tensor([3.0, 4.0]).view(2, 1, 1, 1)  # one channel of norm 5
-    u = GroupLasso().prox(w, 1.0)
-    assert u.norm().item() == pytest.approx(4.0)
-    torch.testing.assert_close(u, w * 0.8)
-
-
-def test_group_lasso_inside_at_and_beyond_the_threshold() -> None:
-    w = torch.tensor([3.0, 4.0], dtype=torch.double).view(2, 1, 1, 1)
-    assert GroupLasso().prox(w, 4.999).norm() > 0
-    assert GroupLasso().prox(w, 5.0).count_nonzero() == 0
-    assert GroupLasso().prox(w, 5.001).count_nonzero() == 0
-
-
-def test_group_l0_inside_at_and_beyond_the_threshold() -> None:
-    w = torch.tensor([0.0, 2.0], dtype=torch.double).view(2, 1, 1, 1)  # sqrt(2 * 2) = 2
-    assert torch.equal(GroupL0().prox(w, 1.999), w)
-    assert GroupL0().prox(w, 2.0).count_nonzero() == 0  # kept only above the threshold
-    assert GroupL0().prox(w, 2.001).count_nonzero() == 0
+def test_every_regulariser_has_a_case() -> None:
+    assert set(CASES) == set(REGULARISERS)
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
-@pytest.mark.parametrize("step", [0.0, 0.3])
-def test_zero_groups_stay_zero_and_finite(name: str, step: float) -> None:
+def test_settings_are_frozen_by_keyword_and_documented(name: str) -> None:
+    cls = REGULARISERS[name]
+    assert isinstance(cls(), Regulariser)
+    params = cls.__dataclass_params__  # type: ignore[attr-defined]
+    assert params.frozen
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        assert f.kw_only
+        assert any(re.search(rf"^ +{f.name}: ", c.__doc__ or "", re.M) for c in cls.__mro__)
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_values_are_those_of_plain_loops(name: str) -> None:
+    case = CASES[name]
+    for k in range(SETS):
+        g = rng(1, k)
+        settings = case.settings(g)
+        w = with_zeros(g, g.normal(size=shape(g)))
+        for v in (w, case.domain(w)):
+            assert float(build(name, settings).value(tensor(v))) == pytest.approx(case.value(v, **settings))
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_gradient_of_the_value_is_the_subgradient(name: str) -> None:
+    case = CASES[name]
+    for k in range(SETS):
+        g = rng(2, k)
+        j = build(name, case.settings(g))
+        w = tensor(case.domain(with_zeros(g, g.normal(size=shape(g)))))
+        leaf = w.clone().requires_grad_(True)
+        value = j.value(leaf)
+        assert value.shape == ()
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+        grad = torch.zeros_like(w) if leaf.grad is None else leaf.grad
+        torch.testing.assert_close(grad, j.subgrad(w))
+        if name != "nuclear":  # it has no entries of its own
+            assert not j.subgrad(w)[w == 0].any()
+        assert not j.subgrad(torch.zeros_like(w)).any()
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_subgradients_satisfy_their_inequality(name: str) -> None:
+    case = CASES[name]
+    for k in range(SETS):
+        g = rng(3, k)
+        j, size = build(name, case.settings(g)), shape(g)
+        w = tensor(case.domain(with_zeros(g, g.normal(size=size))))
+        for scale in (0.1, 1, 10):
+            v = tensor(case.domain(with_zeros(g, scale * g.normal(size=size))))
+            slack = 1e-9 * (1 + scale)
+            assert j.value(v) >= j.value(w) + (j.subgrad(w) * (v - w)).sum() - slack
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_prox_beats_every_random_point_and_is_monotone(name: str) -> None:
+    case = CASES[name]
+    for k in range(SETS):
+        g = rng(4, k)
+        settings, size, step = case.settings(g), shape(g), log_uniform(g, 0.01, 5)
+        j = build(name, settings)
+        x, y = (with_zeros(g, 2 * g.normal(size=size)) for _ in range(2))
+        p, q = prox(j, x, step), prox(j, y, step)
+        assert ((p - q) * (x - y)).sum() >= -1e-9
+        if case.convex:  # firmly non-expansive, so non-expansive
+            assert ((p - q) * (x - y)).sum() >= np.square(p - q).sum() - 1e-9
+            assert np.linalg.norm(p - q) <= np.linalg.norm(x - y) + 1e-9
+
+        def objective(u: np.ndarray, x=x, step=step, settings=settings) -> float:  # type: ignore[no-untyped-def]
+            return step * case.value(u, **settings) + np.square(u - x).sum() / 2
+
+        best = objective(p)
+        others = [np.zeros(size), x, q, *(p + s * g.normal(size=size) for s in (1e-3, 1e-2, 0.1))]
+        others += [p * (1 + 1e-3), p * (1 - 1e-3), *(p * (g.random(size) > 0.3) for _ in range(3))]
+        assert best <= min(objective(case.domain(u)) for u in others) + 1e-9
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_moreau_identity(name: str) -> None:
+    case = CASES[name]
+    for k in range(SETS if name != "sparse_group_lasso" else 40):
+        g = rng(5, k)
+        settings, step = case.settings(g), log_uniform(g, 0.01, 5)
+        x = with_zeros(g, 2 * g.normal(size=shape(g, most=2)))
+        assert case.conjugate is not None
+        dual = case.conjugate(x / step, **settings)
+        np.testing.assert_allclose(prox(build(name, settings), x, step) + step * dual, x, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_step_0_changes_nothing_or_projects(name: str) -> None:
+    case = CASES[name]
+    for k in range(20):
+        g = rng(6, k)
+        j = build(name, case.settings(g))
+        w = tensor(with_zeros(g, g.normal(size=shape(g)))).float()
+        w.view(-1)[0] = 1e-30  # its square is 0 in single precision
+        u = j.prox(w, 0.0)
+        assert u.data_ptr() != w.data_ptr()
+        if not case.indicator:
+            assert torch.equal(u, w)
+        assert torch.equal(j.prox(u, 0.0), u)
+        assert j.value(u).isfinite()
+        # It is what small steps tend to.
+        torch.testing.assert_close(j.prox(w, 1e-12), u, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_types_are_kept_and_zeros_stay_zero(name: str, dtype: torch.dtype) -> None:
     j = REGULARISERS[name]()
-    w = weight(3, 4, 3, 2, 2).float()
+    g = torch.Generator().manual_seed(3)
+    w = torch.randn(4, 3, 2, 2, generator=g).to(dtype)
     w[:, 1] = 0
-    u = j.prox(w, step)
-    assert u.isfinite().all()
-    assert u[:, 1].count_nonzero() == 0
-    if step == 0:
-        assert torch.equal(u, w)
-    leaf = w.clone().requires_grad_(True)
-    value = j.value(leaf)
-    if value.requires_grad:
-        value.backward()  # type: ignore[no-untyped-call]
-        assert leaf.grad is not None
-        torch.testing.assert_close(leaf.grad, j.subgrad(w))
-    assert j.subgrad(w).isfinite().all()
-    assert j.subgrad(w)[:, 1].count_nonzero() == 0
+    for step in (0.0, 0.3, 1e4):
+        for v in (w, torch.zeros_like(w)):
+            u, s, value = j.prox(v, step), j.subgrad(v), j.value(v)
+            assert u.dtype == s.dtype == value.dtype == dtype
+            assert u.shape == s.shape == v.shape
+            assert u.isfinite().all()
+            assert s.isfinite().all()
+            assert not value.isnan()
+            assert not u[:, 1].any()
+            assert not s[:, 1].any() or name == "nuclear"
+    assert not j.prox(w, 1e4).any()
+    # Rounded once or twice, but the same weights as in double precision.
+    exact = j.prox(w.double(), 0.3)
+    torch.testing.assert_close(
+        j.prox(w, 0.3).double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=8 * torch.finfo(dtype).eps
+    )
 
 
-def test_subgradient_of_group_lasso_satisfies_its_inequality() -> None:
-    j = GroupLasso(weighted=True)
-    w = weight(5, 4, 3, 2, 2)
-    w[:, 0] = 0
-    for seed in range(20):
-        v = weight(100 + seed, 4, 3, 2, 2)
-        assert j.value(v) >= j.value(w) + (j.subgrad(w) * (v - w)).sum()
+@pytest.mark.parametrize("name", sorted({*REGULARISERS} - {"zero", "nuclear"}))
+def test_a_weight_that_is_no_number_is_not_hidden(name: str) -> None:
+    w = torch.full((2, 2, 1, 1), float("nan"))
+    assert REGULARISERS[name]().prox(w, 0.1).isnan().any()
 
 
-def test_prox_returns_a_new_tensor() -> None:
-    w = weight(1, 2, 2, 1, 1)
-    for cls in REGULARISERS.values():
-        assert cls().prox(w, 0.0).data_ptr() != w.data_ptr()
+def test_indicators_outside_their_domain() -> None:
+    w = torch.tensor([0.5, -1e-6])
+    assert L1Nonnegative().value(w) == float("inf")
+    assert L1Nonnegative().prox(w, 0.0).tolist() == [0.5, 0.0]
+    assert L1Nonnegative().value(w.clamp_min(0)) == 0.5
+    assert L1Nonnegative().subgrad(w).tolist() == [1.0, 0.0]
+    assert Zero().value(w) == float("inf")
+    assert Zero().value(torch.zeros(3)) == 0
+    assert not Zero().prox(w, 0.0).any()
+
+
+def test_nuclear_norm_lowers_the_rank() -> None:
+    u, _, vh = torch.linalg.svd(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double())
+    w = (u @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5]).double()) @ vh[:4]).view(4, 3, 2, 1)
+    p = Nuclear().prox(w, 1.5)
+    torch.testing.assert_close(torch.linalg.svdvals(p.flatten(1)), torch.tensor([1.5, 0.5, 0, 0]).double())
+    with pytest.raises(ValueError, match="nuclear: expected a weight of two dimensions or more"):
+        Nuclear().prox(torch.ones(3), 0.0)

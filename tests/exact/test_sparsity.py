@@ -44,12 +44,14 @@ def test_a_dense_network() -> None:
     counts = count_sparsity(small(), 2, 4)
     assert {k: v for k, v in counts.items() if k != "layers"} == {
         "weight_sparsity": 0.0,
+        "linear_sparsity": 0.0,
         "channel_sparsity": 0.0,
         "kernel_sparsity": 0.0,
         "row_sparsity": 0.0,
         "parameters": 54 + 3 + 6 + 240,  # convolution, its bias, batch-norm, linear
         "nonzero_parameters": 54 + 3 + 6 + 240,
         "macs": 16 * 3 * 18 + 240,  # 16 pixels x 3 filters x 2 * 3 * 3 weights, and 5 x 48
+        "sparse_macs": 16 * 3 * 18 + 240,
     }
     assert json.loads(json.dumps(counts)) == counts
 
@@ -68,7 +70,11 @@ def test_every_kind_of_zero() -> None:
     assert counts["row_sparsity"] == pytest.approx(100 * (1 + 1) / (3 + 5))
     assert counts["nonzero_parameters"] == counts["parameters"] - (27 + 9 + 1 + 48 + 10)
     assert counts["macs"] == 16 * 3 * 18 + 240  # multiplications by zero are still counted
+    assert counts["sparse_macs"] == 16 * (54 - 37) + 240 - 58
     convolution, linear = counts["layers"]
+    assert (convolution["macs"], convolution["sparse_macs"]) == (16 * 54, 16 * (54 - 37))
+    assert (linear["macs"], linear["sparse_macs"]) == (240, 240 - 58)
+    assert (convolution["l1_norm"], linear["l1_norm"]) == (54 - 37, 240 - 58)
     assert (convolution["name"], convolution["kind"], convolution["shape"]) == ("0", "Conv2d", [3, 2, 3, 3])
     assert (convolution["zero_weights"], convolution["zero_channels"], convolution["zero_kernels"]) == (
         37,
@@ -122,6 +128,7 @@ def test_nothing_of_the_kind_is_none() -> None:
     model = ones(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)))
     assert zero_shares(model) == {
         "weight_sparsity": 0.0,
+        "linear_sparsity": 0.0,
         "channel_sparsity": None,
         "kernel_sparsity": None,
         "row_sparsity": 0.0,
@@ -197,3 +204,21 @@ def test_what_is_counted_is_the_file(tmp_path: Path) -> None:
     fill(read, load_weights(path), path)
     assert count_sparsity(read, 2, 4) == count_sparsity(model, 2, 4)
     assert zero_shares(read)["channel_sparsity"] == 50.0
+
+
+def test_a_layer_called_twice_multiplies_twice_and_a_stride_leaves_pixels_out() -> None:
+    shared = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Conv2d(2, 4, 1, stride=2))
+    with torch.no_grad():
+        shared.weight.fill_(1)[0] = 0
+        model[3].weight.fill_(1)  # type: ignore[operator, union-attr]
+    counts = count_sparsity(model, 2, 4)
+    by_name = {layer["name"]: layer for layer in counts["layers"]}
+    assert (by_name["0"]["macs"], by_name["0"]["sparse_macs"]) == (2 * 16 * 36, 2 * 16 * 18)
+    assert (by_name["3"]["macs"], by_name["3"]["sparse_macs"]) == (4 * 8, 4 * 8)
+    assert counts["macs"] == count_macs(model, 2, 4) == 2 * 16 * 36 + 4 * 8
+
+
+def test_macs_of_groups_count_what_a_filter_reads() -> None:
+    counts = count_sparsity(ones(nn.Conv2d(4, 6, 3, padding=1, groups=2)), 4, 8)
+    assert counts["macs"] == 64 * 6 * 2 * 9
