@@ -5,65 +5,27 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from attacks.base import Threat
 from benchmarks import peers
 from benchmarks.bench import Bench
 from benchmarks.lines import Line, dearer, faster
+from benchmarks.stepper import LR, Stepper, minibatch, no_images
 from benchmarks.timing import Side, interleave
 from defenses import RGSM
-from defenses.base import Defense, Step, conv_weights
+from defenses.base import Step, conv_weights
 from defenses.regularisers import group_norms
-from robustbench_sparse.fast import FastTraining
 from robustbench_sparse.train import on_device
 
-LR, BETA = 0.01, 1.0
-
-
-class Stepper:
-    """A training step as our trainer takes it: bf16, compiled, channels-last, the defense's hooks around it."""
-
-    def __init__(self, bench: Bench, defense: Defense | None, x: Tensor, y: Tensor) -> None:
-        self.defense = defense
-        self.model = on_device(copy.deepcopy(bench.network("natural")), bench.device).train()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
-        self.forward = FastTraining(self.model, precision="bf16", compile=bench.sizes.compile)
-        self.forward.warm_up(x)
-        self.s = Step(self.model, self.optimizer, Threat(), torch.Generator(), _no_images, x=x, y=y, lr=LR)
-        if defense is not None:
-            defense.begin(self.s)
-
-    def step(self) -> None:
-        """One step on the batch."""
-        s = self.s
-        loss = F.cross_entropy(self.forward(s.x), s.y)
-        if self.defense is not None:
-            penalty = self.defense.penalty(s)
-            loss = loss if penalty is None else loss + penalty
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.defense is not None:
-            self.defense.before_step(s)
-        self.optimizer.step()
-        if self.defense is not None:
-            with torch.no_grad():
-                self.defense.after_step(s)
-
-    def deployed(self) -> nn.Module:
-        """The network as it would be judged now."""
-        return self.model if self.defense is None else self.defense.deploy(self.model)
+BETA = 1.0
 
 
 def step(bench: Bench, budget: float) -> list[Line]:
     """One training step with RGSM beside one without, in turn, step by step."""
     s = bench.sizes
-    data = bench.train_part(s.train_batch)
-    x, y = data.gather("train", torch.arange(data.count("train")))
-    x = x.contiguous(memory_format=torch.channels_last)
+    x, y = minibatch(bench)
     rgsm = _rgsm(bench)
-    plain, pruning = Stepper(bench, None, x, y), Stepper(bench, rgsm, x, y)
+    plain, pruning = Stepper(bench, x, y), Stepper(bench, x, y, rgsm)
     sides: list[Side[None]] = [
         Side("ours", lambda _: pruning.step(), pruning.step),
         Side("plain", lambda _: plain.step(), plain.step),
@@ -84,7 +46,7 @@ def update(bench: Bench, budget: float) -> list[Line]:
     """RGSM's own update (coupling and proximal map) beside the papers' loop over channels."""
     defense = _rgsm(bench)
     own, other = (on_device(copy.deepcopy(bench.network("natural")), bench.device) for _ in range(2))
-    s = Step(own, None, Threat(), torch.Generator(), _no_images, lr=LR)
+    s = Step(own, None, Threat(), torch.Generator(), no_images, lr=LR)
     defense.begin(s)
     weights = [w.detach() for w in conv_weights(other).values()]
     u = [w.clone() for w in weights]
@@ -117,7 +79,3 @@ def _rgsm(bench: Bench) -> RGSM:
     weights = conv_weights(bench.network("natural")).values()
     norms = torch.cat([group_norms(w.detach(), "channel").flatten() for w in weights])
     return RGSM(regulariser="group_l0", beta=BETA, lam=BETA * norms.median().item() ** 2 / 2)
-
-
-def _no_images(split: str, count: int, generator: torch.Generator) -> Tensor:
-    raise AssertionError("RGSM looks at no images")

@@ -13,6 +13,7 @@ from benchmarks import (
     rows_ensemble,
     rows_pgd,
     rows_rgsm,
+    rows_sparse,
     rows_start,
     rows_training,
 )
@@ -45,6 +46,8 @@ ROWS: dict[str, Row] = {
     "ensemble": Row(rows_ensemble.ensemble, 40),
     "rgsm-step": Row(rows_rgsm.step, 25),
     "rgsm-update": Row(rows_rgsm.update, 10),
+    "sparse-optimisers": Row(rows_sparse.optimisers, 60),
+    "rvsm-step": Row(rows_sparse.rvsm, 40),
     "mlp-epoch": Row(rows_start.mlp_epoch, 40),
     "cli": Row(rows_start.command, 15),
     "reading": Row(rows_start.reading, 45),

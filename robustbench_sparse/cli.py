@@ -6,26 +6,24 @@ Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the refer
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse import cli_sparsity
+from robustbench_sparse.cli_common import Changes, DataRoot, check_format, guarded
+from robustbench_sparse.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robustbench_sparse.progress import Show
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 PROGRAM = "robustbench-sparse"
 app = typer.Typer(
@@ -40,13 +38,6 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-DataRoot = Annotated[
-    Path | None, typer.Option(envvar="RBS_DATA", help="Folder of the data sets.", show_default=False)
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one config key; may be repeated."),
-]
 Precision = Annotated[
     str | None,
     typer.Option(
@@ -93,23 +84,6 @@ def _keep_memory() -> None:
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def _guarded(verb: Callable[P, R]) -> Callable[P, R]:
-    """Errors for the user become one line and exit code 2; an interrupt says how to go on."""
-
-    @functools.wraps(verb)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return verb(*args, **kwargs)
-        except UserError as e:
-            typer.echo(f"error: {one_line(e)}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from None
-
-    return guarded
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -128,7 +102,7 @@ def _common(
 
 
 @app.command()
-@_guarded
+@guarded
 def run(
     config: Annotated[Path, typer.Argument(help="A benchmark: one YAML file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Results go to OUT/<benchmark>/.")] = Path("results"),
@@ -189,11 +163,13 @@ def run(
 
 
 @app.command()
-@_guarded
+@guarded
 def evaluate(
     target: Annotated[
         str,
-        typer.Argument(help="A run's folder, or package.module:factory of a network.", show_default=False),
+        typer.Argument(
+            help="A run's folder, a shrunk network's file, or package.module:factory.", show_default=False
+        ),
     ],
     dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
     attacks: Annotated[str | None, typer.Option(help="Names of attacks, as in fgsm,pgd.")] = None,
@@ -227,7 +203,7 @@ def evaluate(
       robustbench-sparse evaluate mynets:cnn --dataset image_folder \\
           --set data.path=images --format csv
     """
-    _check_format(form)
+    check_format(form)
     if attacks is not None and suite is not None:
         raise UserError("--attacks and --suite: expected one of them, got both")
     radius = None if eps is None else _radius(eps)
@@ -259,7 +235,7 @@ def evaluate(
 
 
 @app.command()
-@_guarded
+@guarded
 def leaderboard(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or results.", show_default=False)
@@ -276,7 +252,7 @@ def leaderboard(
       robustbench-sparse leaderboard results/quickstart --sort worst --seeds
       robustbench-sparse leaderboard results --format markdown > table.md
     """
-    _check_format(form)
+    check_format(form)
     from robustbench_sparse.leaderboard import aggregate, fold_all
     from robustbench_sparse.tables import sort_by
 
@@ -285,7 +261,7 @@ def leaderboard(
 
 
 @app.command("list")
-@_guarded
+@guarded
 def list_(
     kind: Annotated[
         str,
@@ -314,7 +290,7 @@ def list_(
 
 
 @app.command()
-@_guarded
+@guarded
 def check(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or a CSV.", show_default=False)
@@ -341,7 +317,7 @@ def check(
 
 
 @app.command()
-@_guarded
+@guarded
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
@@ -373,7 +349,7 @@ def compare(
 
 
 @app.command()
-@_guarded
+@guarded
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     failed: Annotated[bool, typer.Option("--failed", help="Only the checks that failed.")] = False,
@@ -397,7 +373,7 @@ def explain(
 
 
 @app.command()
-@_guarded
+@guarded
 def curve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
     attack: Annotated[
@@ -439,6 +415,56 @@ def curve(
         typer.echo(f"\nwritten: {plot}", err=True)
 
 
+@app.command()
+@guarded
+def history(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="results/<benchmark>.", show_default=False)],
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="This run only; may be repeated.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself; CSV only.")] = False,
+    seeds: Annotated[bool, typer.Option("--seeds", help="Every seed by itself; CSV only.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
+    ] = None,
+) -> None:
+    """How trainings went: accuracy, l1 norm and non-zero weights after every epoch.
+
+    Means and deviations over the seeds of every run. The plot needs matplotlib
+    (the extra "plot").
+
+    \b
+    Examples:
+      robustbench-sparse history results/mnist_bregman
+      robustbench-sparse history results/mnist_bregman --only linbreg --plot curves.png
+      robustbench-sparse history results/mnist_bregman --layers --format csv > layers.csv
+    """
+    if form not in ("table", "csv"):
+        raise UserError(f"--format: expected table or csv, got {form!r}")
+    if (layers or seeds) and form != "csv":
+        raise UserError(f"--{'layers' if layers else 'seeds'}: expected --format csv with it, got {form}")
+    from robustbench_sparse import history as histories
+
+    found = histories.collect(folder, only or (), layers=layers)
+    means = histories.over_seeds(found)
+    if plot is not None:
+        if layers:
+            raise UserError("--plot: expected no --layers with it")
+        histories.plot(means, plot, folder.absolute().name)
+    if form == "csv":
+        sys.stdout.write((found if seeds else means).to_csv(index=False, lineterminator="\n"))
+    else:
+        sys.stdout.write(histories.text_of(means))
+    if plot is not None:
+        typer.echo(f"\nwritten: {plot}", err=True)
+
+
+app.command()(guarded(cli_sparsity.sparsity))
+app.command()(guarded(cli_sparsity.shrink))
+
+
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
@@ -465,12 +491,6 @@ def _radius(text: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise UserError(f"--eps: expected a number >= 0 such as 8/255, got {text!r}")
     return float(value)
-
-
-def _check_format(form: str) -> None:
-    known = ("table", "csv", "markdown", "latex")
-    if form not in known:
-        raise UserError(f"--format: expected {', '.join(known)}, got {form!r}{near(form, known)}")
 
 
 @contextmanager

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from attacks.base import Norm, Threat
-from robustbench_sparse.errors import UserError, near, one_line
-from robustbench_sparse.files import read_json, write_atomically
+from robustbench_sparse.errors import UserError, near
+from robustbench_sparse.files import read_json
 from robustbench_sparse.outcomes import check_run_folder, read_manifest, verdicts
+from robustbench_sparse.plots import new_figure, save
 from robustbench_sparse.stats import wilson
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 POINTS = 21
 
@@ -108,12 +106,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     Raises:
         UserError: without matplotlib, or for a kind of file it cannot write.
     """
-    figure_class = _figure_class()
-    figure: Figure = figure_class(figsize=(6, 4), layout="constrained")
-    kinds = figure.canvas.get_supported_filetypes()
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in kinds:
-        raise UserError(f"--plot {path}: expected a file ending in one of .{', .'.join(sorted(kinds))}")
+    figure = new_figure(path, figsize=(6, 4))
     norm, own = {"linf": "l_inf", "l2": "l_2"}[table.attrs["norm"]], table.attrs["eps"]
     table = table[table["eps"] < math.inf].sort_values("eps")
     axes = figure.subplots()
@@ -124,20 +117,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     axes.set(xlabel=f"eps ({norm})", ylabel="accuracy in percent", ylim=(0, 100), title=_title(table))
     axes.set_xlim(left=0)
     axes.legend()
-    try:
-        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
-    except OSError as e:
-        raise UserError(f"--plot {path}: cannot be written: {one_line(e)}") from None
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "--plot: needs matplotlib, which comes with the extra 'plot' of robustbench_sparse"
-        ) from None
-    return Figure
+    save(figure, path)
 
 
 def _title(table: pd.DataFrame) -> str:

@@ -26,15 +26,12 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device
 from robustbench_sparse.environment import describe
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import fill, load_weights, locked, read_json, write_json
-from robustbench_sparse.outcomes import check_run_folder
+from robustbench_sparse.files import locked, read_json, write_json
 from robustbench_sparse.plan import Plan
-from robustbench_sparse.plugins import import_object
 from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.runs import RunFolder, sha256
 from robustbench_sparse.sparsity import count_sparsity
-from robustbench_sparse.stored import stored_plan
 from robustbench_sparse.suites import SUITES
+from robustbench_sparse.targets import resolve_target
 
 
 def evaluate(
@@ -54,16 +51,17 @@ def evaluate(
     changes: Sequence[str] = (),
     show: Show | None = None,
 ) -> pd.DataFrame:
-    """Judge one network: a run's folder, a factory ``package.module:function``, or an ``nn.Module``.
+    """Judge one network: a run's folder, a shrunk network's file, a factory ``package.module:function``, or an
+    ``nn.Module``.
 
     Args:
         target: what to judge. A factory is called without arguments and returns the network; networks take
             images in [0, 1], (B, C, H, W), and return logits (B, K).
         weights: safetensors file (or a torch state_dict, read without running code) for a factory's network.
-        dataset: name or config entry of the data set; a run's folder knows its own.
+        dataset: name or config entry of the data set; a run's folder and a shrunk network's file know theirs.
         attacks: names, or label -> config entry; in place of a suite.
         suite: a named list of attacks, see ``suites.SUITES``.
-        norm, eps: the threat; a run's folder knows its own, else l_inf and 8/255.
+        norm, eps: the threat; they know that, too; else l_inf and 8/255.
         seed: seed of the evaluation.
         limit: judge only so many test images.
         device, data_root, show: as for ``run_benchmark``.
@@ -78,16 +76,10 @@ def evaluate(
     """
     show = show or Silent()
     chosen = choose_device(device)
-    place = _run_folder(target)
-    if place is not None:
-        if weights is not None:
-            raise UserError("--weights: a run's folder has its own weights")
-        model, dataset, norm, eps, name, identity = _from_run(place, dataset, norm, eps, data_root)
-    elif isinstance(target, nn.Module):
-        model, name = target, type(target).__name__
-        identity = "module"
-    else:
-        model, name, identity = _from_factory(str(target), weights)
+    found = resolve_target(target, weights, data_root)
+    model, name, identity = found.model, found.name, found.identity
+    dataset, norm = dataset or found.dataset, norm or found.norm
+    eps = found.eps if eps is None else eps
     if dataset is None:
         raise UserError(f"--dataset: expected one of {', '.join(sorted(DATASETS))}")
     if attacks is None:
@@ -125,54 +117,6 @@ def evaluate(
             write_json(path / "sparsity.json", count_sparsity(model, data.channels, data.size))
             judge_network(model, plan, data, path, seed, f"{identity}/{images.fingerprint}", show, name)
             return leaderboard.write(folder)
-
-
-def _run_folder(target: object) -> Path | None:
-    if isinstance(target, nn.Module):
-        return None
-    path = Path(str(target))
-    if path.is_dir():
-        check_run_folder(path)
-        return path
-    if ":" not in str(target):
-        raise UserError(f"{target}: expected a run's folder or package.module:factory")
-    return None
-
-
-def _from_run(
-    path: Path, dataset: Any, norm: str | None, eps: float | None, data_root: str | Path | None
-) -> tuple[nn.Module, Any, str, float, str, str]:
-    facts, plan = read_json(path / "run.json"), stored_plan(path)
-    own = load_dataset(plan, data_root)
-    place = RunFolder(path=path, run_id=facts["run_id"], label=facts["run"], seed=facts["seed"], facts=facts)
-    training = place.training()
-    if training is None or training["status"] != "complete":
-        raise UserError(f"{path}: {'not trained to the end' if training is None else training['reason']}")
-    model = place.network(plan.runs[0], own)
-    threat = plan.threat
-    return (
-        model,
-        dataset or plan.config.data,
-        norm or threat.norm,
-        threat.eps if eps is None else eps,
-        facts["run"],
-        training["weights_sha256"],
-    )
-
-
-def _from_factory(reference: str, weights: str | Path | None) -> tuple[nn.Module, str, str]:
-    factory = import_object(reference)
-    try:
-        model = factory()
-    except Exception as e:
-        raise UserError(f"{reference}: calling it failed: {type(e).__name__}: {one_line(e)}") from None
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{reference}: expected it to return a torch.nn.Module, got {type(model).__name__}")
-    if weights is None:
-        return model, reference.partition(":")[2], "module"
-    path = Path(weights)
-    fill(model, load_weights(path), path)
-    return model, reference.partition(":")[2], sha256(path)
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +30,11 @@ def stored_plan(folder: Path) -> Plan:
         UserError: the record is damaged, or of other plug-ins than there are.
     """
     path = folder / "run.json"
-    facts = read_json(path)
+    return plan_of(read_json(path), path)
+
+
+def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
+    """The plan that the content of a ``run.json`` records; ``path`` is the file it was read from."""
     try:
         record = facts["record"]
         defenses = [{k: v for k, v in d.items() if (k, v) != ("stages", None)} for d in record["defenses"]]
@@ -56,12 +62,18 @@ def architecture(folder: Path, channels: int, size: int, classes: int) -> nn.Mod
     Raises:
         UserError: as ``stored_plan``, or for images that the network does not fit.
     """
-    run = stored_plan(folder).runs[0]
-    seed = int(read_json(folder / "run.json")["seed"])
+    path = folder / "run.json"
+    return network_of(read_json(path), path, channels, size, classes)
+
+
+def network_of(facts: Mapping[str, Any], path: Path, channels: int, size: int, classes: int) -> nn.Module:
+    """As ``architecture``, from the content of a ``run.json``, read from ``path``."""
+    run = plan_of(facts, path).runs[0]
     try:
-        return build_network(run, [d.build() for d in run.defenses], channels, size, classes, seed).eval()
+        defenses = [d.build() for d in run.defenses]
+        return build_network(run, defenses, channels, size, classes, int(facts["seed"])).eval()
     except ValueError as e:
-        raise UserError(f"{folder / 'run.json'}: {one_line(e)}") from None
+        raise UserError(f"{path}: {one_line(e)}") from None
 
 
 def rebuilt(folder: Path, channels: int, size: int, classes: int) -> nn.Module:

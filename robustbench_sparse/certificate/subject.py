@@ -54,7 +54,7 @@ class Context:
             sparse network was made like. Each with the name of its row.
         undefended: the row has no defense: it is its own twin.
         claims: what the row claims of its sparsity: the content of ``sparsity.json``.
-        shrunk: the network without its dead channels, where one was made; see ``sparsity_records.s4``.
+        shrunk: the network without its dead channels, where one was made already; else check S4 makes it.
         seeds: seeds of the benchmark.
         data: positions and hashes of what was trained and selected on; see ``seeds_and_data.DataFacts``.
     """

@@ -48,6 +48,8 @@ def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> No
         "ensemble",
         "rgsm-step",
         "rgsm-update",
+        "sparse-optimisers",
+        "rvsm-step",
         "mlp-epoch",
         "cli",
         "reading",

@@ -1,0 +1,79 @@
+"""Training steps as our trainer takes them, so that what a method adds to one can be timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.base import Threat
+from benchmarks.bench import Bench
+from defenses.base import Defense, Step
+from robustbench_sparse.fast import FastTraining
+from robustbench_sparse.train import on_device
+
+LR = 0.01
+Build = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The papers' optimiser."""
+    return torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
+
+
+class Stepper:
+    """A training step: bf16, compiled, channels-last, a defense's hooks around it.
+
+    Args:
+        bench: holds the network that every step starts from.
+        x, y: the minibatch of every step.
+        defense: whose hooks run; none for a plain step.
+        build: makes the optimiser.
+    """
+
+    def __init__(
+        self, bench: Bench, x: Tensor, y: Tensor, defense: Defense | None = None, build: Build = sgd
+    ) -> None:
+        self.defense = defense
+        self.model = on_device(copy.deepcopy(bench.network("natural")), bench.device).train()
+        self.optimizer = build(self.model)
+        self.forward = FastTraining(self.model, precision="bf16", compile=bench.sizes.compile)
+        self.forward.warm_up(x)
+        self.s = Step(self.model, self.optimizer, Threat(), torch.Generator(), no_images, x=x, y=y, lr=LR)
+        if defense is not None:
+            defense.begin(self.s)
+
+    def step(self) -> None:
+        """One step on the batch."""
+        s = self.s
+        loss = F.cross_entropy(self.forward(s.x), s.y)
+        if self.defense is not None:
+            penalty = self.defense.penalty(s)
+            loss = loss if penalty is None else loss + penalty
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.defense is not None:
+            self.defense.before_step(s)
+        self.optimizer.step()
+        if self.defense is not None:
+            with torch.no_grad():
+                self.defense.after_step(s)
+
+    def deployed(self) -> nn.Module:
+        """The network as it would be judged now."""
+        return self.model if self.defense is None else self.defense.deploy(self.model)
+
+
+def minibatch(bench: Bench) -> tuple[Tensor, Tensor]:
+    """One minibatch of training images, channels-last, and its labels."""
+    data = bench.train_part(bench.sizes.train_batch)
+    x, y = data.gather("train", torch.arange(data.count("train")))
+    return x.contiguous(memory_format=torch.channels_last), y
+
+
+def no_images(split: str, count: int, generator: torch.Generator) -> Tensor:
+    """In place of the images that a defense may look at: none of those timed does."""
+    raise AssertionError("a defense that looks at no images asked for some")

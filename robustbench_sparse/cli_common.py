@@ -1,0 +1,49 @@
+"""What the commands share: options, and the one line that an error is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+# Nothing heavy may be imported up here: `--help` has to answer at once.
+from robustbench_sparse.errors import UserError, near, one_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FORMATS = ("table", "csv", "markdown", "latex")
+
+DataRoot = Annotated[
+    Path | None, typer.Option(envvar="RBS_DATA", help="Folder of the data sets.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one config key; may be repeated."),
+]
+
+
+def guarded(verb: Callable[P, R]) -> Callable[P, R]:
+    """Errors for the user become one line and exit code 2; an interrupt says how to go on."""
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return verb(*args, **kwargs)
+        except UserError as e:
+            typer.echo(f"error: {one_line(e)}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def check_format(form: str, known: Sequence[str] = FORMATS) -> None:
+    """UserError for an unknown format of tables."""
+    if form not in known:
+        raise UserError(f"--format: expected {', '.join(known)}, got {form!r}{near(form, known)}")
