@@ -34,7 +34,7 @@ def smallest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     flat = torch.cat([s.detach().flatten() for s in scores])
     if count == 0:
         return [torch.zeros_like(s, dtype=torch.bool) for s in scores]
-    # Selected, not sorted: of 11 million weights that takes a twentieth of the time.
+    # Selected, not sorted: of 11 million weights, on a CPU, that takes a third of the time.
     bound = flat.kthvalue(count).values
     below, equal = flat < bound, flat == bound
     chosen = below | (equal & (equal.cumsum(0) <= count - below.sum()))

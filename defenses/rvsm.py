@@ -110,7 +110,7 @@ class RVSM(Splitting):
         sparsity = s.sparsity.get(f"{self.target_kind}_sparsity")
         if sparsity is None:
             raise ValueError(f"target_kind: expected a network with {self.target_kind}s to count, got none")
-        self.memory["lam2"] = steered(used, sparsity, self.target_sparsity)
+        self.memory["lam"] = steered(used, sparsity, self.target_sparsity)
         return {**log, "lam": used}
 
     def _counted(self, model: nn.Module) -> tuple[str, ...]:
