@@ -187,8 +187,7 @@ class _Graph:
     def _columns(self, node: fx.Node, user: fx.Node, channels: int) -> int | None:
         """Columns a channel has for what uses it, 1 for a map; None where channels are not known to stay apart."""
         before, module = self.layouts[node], self._layer(user)
-        apart = self.layouts[user] is not None and before is not None and _only_input(user) is node
-        if not apart or _is_sum(user):
+        if self.layouts[user] is None or before is None or _only_input(user) is not node:
             return None
         if module is None:
             return 1  # it has a layout, so it keeps channels apart

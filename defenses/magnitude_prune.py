@@ -6,6 +6,7 @@ https://arxiv.org/abs/1803.03635.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import Asked, Layers, Log, Step, chosen_weights
+from defenses.base import Asked, Kind, Layers, Log, Step, chosen_weights
 from defenses.masks import Masked, share_of, smallest
+from defenses.regularisers import group_norms
+from defenses.target_sparsity import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,8 @@ class MagnitudePrune(Masked):
 
     Args:
         sparsity: share of the weights to prune in percent, in [0, 100); 0 prunes none.
+        group: what is pruned together: a single ``weight``, or in convolutions a ``kernel`` W[o, i] or a ``channel``
+            W[:, i], or a ``row`` W[o]; groups of n weights are ranked by ||w_g||_2 / sqrt(n).
         scope: ``global`` ranks all weights together, ``layer`` those of each layer, all by the same share.
         layers: ``conv``, ``linear`` or ``all``: the weights pruned.
         rounds: pruned at once (1) or in so many steps.
@@ -39,6 +44,7 @@ class MagnitudePrune(Masked):
     """
 
     sparsity: float = 0.0
+    group: Kind = "weight"
     scope: Literal["global", "layer"] = "global"
     layers: Layers = "all"
     rounds: int = 1
@@ -50,6 +56,9 @@ class MagnitudePrune(Masked):
         check(0 <= self.sparsity < 100, "sparsity", "a percentage in [0, 100)", self.sparsity)
         check(self.scope in ("global", "layer"), "scope", "'global' or 'layer'", self.scope)
         check(self.layers in ("conv", "linear", "all"), "layers", "'conv', 'linear' or 'all'", self.layers)
+        check(self.group in KINDS, "group", " or ".join(KINDS), self.group)
+        fits = self.layers == "conv" or self.group in ("weight", "row")
+        check(fits, "group", "'weight' or 'row', or layers: conv beside it", self.group)
         check(self.rounds >= 1, "rounds", "an integer >= 1", self.rounds)
         check(self.every >= 1, "every", "an integer >= 1", self.every)
         check(self.start >= 0, "start", "an integer >= 0", self.start)
@@ -63,13 +72,13 @@ class MagnitudePrune(Masked):
             )
 
     def asked(self, model: nn.Module) -> Asked | None:
-        """The sparsity, as whole weights allow it."""
+        """The sparsity, as whole weights or groups allow it."""
         if self.sparsity == 0:
             return None
         weights = chosen_weights(model, self.layers)
-        n = sum(w.numel() for w in weights.values())
-        percent = 100 * sum(self._counts(list(weights.values()), self.rounds)) / n
-        return Asked(kind="weight", percent=percent, names=tuple(weights), binding=True)
+        scores = [self._scores(w.detach()) for w in weights.values()]
+        percent = 100 * sum(self._counts(scores, self.rounds)) / sum(a.numel() for a in scores)
+        return Asked(kind=self.group, percent=percent, names=tuple(weights), binding=True)
 
     @torch.no_grad()
     def begin(self, s: Step) -> None:
@@ -104,9 +113,10 @@ class MagnitudePrune(Masked):
             return
         weights = chosen_weights(s.model, self.layers)
         kept = self.memory.get("kept")
-        scores = [w.detach().abs() for w in weights.values()]
+        scores = [self._scores(w.detach()) for w in weights.values()]
         if kept is not None:  # before any weight that is left, were it zero
-            scores = [a.masked_fill(~kept[name], -1) for name, a in zip(weights, scores, strict=True)]
+            gone = [self._scores(kept[name].float()) == 0 for name in weights]
+            scores = [a.masked_fill(g, -1) for a, g in zip(scores, gone, strict=True)]
         counts = self._counts(scores, number + 1)
         if self.scope == "global":
             pruned = smallest(scores, counts[0])
@@ -116,13 +126,23 @@ class MagnitudePrune(Masked):
             s.model.load_state_dict(self.memory["start"])
             assert s.optimizer is not None
             s.optimizer.state.clear()
-        self.keep(s.model, {name: ~p for name, p in zip(weights, pruned, strict=True)})
+        self.keep(
+            s.model,
+            {name: ~p.expand_as(w) for (name, w), p in zip(weights.items(), pruned, strict=True)},
+        )
         if number + 1 == self.rounds:  # no round to come that would rewind
             self.memory.pop("start", None)
         self.memory["pruned"] = 100 * sum(counts) / sum(a.numel() for a in scores)
 
+    def _scores(self, w: Tensor) -> Tensor:
+        """|w|, or the groups' root mean squares, which broadcast against the weight."""
+        if self.group == "weight":
+            return w.abs()
+        norms = group_norms(w, self.group)
+        return norms * math.sqrt(norms.numel() / w.numel())
+
     def _counts(self, weights: list[Tensor], rounds: int) -> list[int]:
-        """Zeros after so many rounds: of all weights together, or of each."""
+        """Zeros after so many rounds: of all layers together, or of each."""
         left = 1 - self.sparsity / 100
         percent = self.sparsity if rounds == self.rounds else 100 * (1 - left ** (rounds / self.rounds))
         sizes = [w.numel() for w in weights]

@@ -18,7 +18,7 @@ from robustbench_sparse import yaml_numbers
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import DatasetSpec
 from robustbench_sparse.errors import UserError, near, one_line
-from robustbench_sparse.leaderboard import SPARSITIES, is_reserved
+from robustbench_sparse.leaderboard import SPARSITIES, TRAIN, is_reserved
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.optim import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
@@ -27,7 +27,7 @@ from robustbench_sparse.plugins import SettingError, build, expectation
 from robustbench_sparse.schema import BenchmarkConfig, Entry, RunConfig, StageConfig, ThreatConfig
 from robustbench_sparse.suites import SUITES
 
-METRIC_COLUMNS = ("clean", "worst", *SPARSITIES)
+METRIC_COLUMNS = ("clean", "worst", *SPARSITIES, *TRAIN)
 
 
 class _Where:

@@ -79,6 +79,7 @@ STRONG: dict[str, list[Defense]] = {
     "hold_zeros": [HoldZeros(threshold=0.1), HoldZeros(layers="conv", threshold=0.05)],
     "magnitude_prune": [
         MagnitudePrune(sparsity=50.0),
+        MagnitudePrune(sparsity=50.0, group="channel", layers="conv"),
         MagnitudePrune(sparsity=80.0, scope="layer", rounds=2, start=1, rewind="start"),
     ],
     "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
@@ -131,6 +132,8 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (MagnitudePrune, {"sparsity": -1.0}, "sparsity"),
     (MagnitudePrune, {"scope": "filter"}, "scope"),
     (MagnitudePrune, {"layers": "bias"}, "layers"),
+    (MagnitudePrune, {"group": "pair"}, "group"),
+    (MagnitudePrune, {"group": "kernel"}, "group"),
     (MagnitudePrune, {"rounds": 0}, "rounds"),
     (MagnitudePrune, {"every": 0}, "every"),
     (MagnitudePrune, {"start": -1}, "start"),

@@ -147,9 +147,9 @@ def test_global_scope_ranks_by_the_mean_weight() -> None:
     model = nn.Sequential(*(nn.Conv2d(a, b, 1, bias=False) for a, b in ((1, 2), (2, 2), (2, 1))))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([3.0, -4.0]).view(2, 1, 1, 1))
-        model[1].weight.copy_(torch.tensor([[1.0, -2.0], [5.0, 6.0]]).view(2, 2, 1, 1))  # means 1.5 and 5.5
-    begin(L1FilterPrune(sparsity=50.0, scope="global"), model)
-    assert model[0].weight.flatten().tolist() == [0, -4]  # the sums alone would be 3, 4, 3, 11
+        model[1].weight.copy_(torch.tensor([[2.0, -2.5], [5.0, 6.0]]).view(2, 2, 1, 1))
+    begin(L1FilterPrune(sparsity=50.0, scope="global", keep_one=False), model)
+    assert model[0].weight.flatten().tolist() == [0, -4]  # means 3, 4, 2.25, 5.5; sums 3, 4, 4.5, 11
     assert model[1].weight.flatten(1).tolist() == [[0, 0], [0, 6]]
 
 

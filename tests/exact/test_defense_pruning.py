@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from defenses import CLIP, PGDAT, Defense, EnResNet, HoldZeros, MagnitudePrune, chosen_weights
 from defenses.masks import largest_last, share_of, smallest
+from defenses.regularisers import KEPT
 from robustbench_sparse.models.lenet import LeNet
 from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
+from robustbench_sparse.models.vgg16 import VGG16
 from robustbench_sparse.sparsity import count_layers, count_sparsity
 
 SMALL = MLP(hidden=(12, 7), activation="elu")  # no neuron is dead
@@ -113,6 +115,36 @@ def test_the_judged_network_has_exactly_what_was_asked(layers: Any, scope: Any, 
         kept = torch.cat([before[n][deployed.state_dict()[n] != 0].abs() for n in chosen])
         gone = torch.cat([before[n][deployed.state_dict()[n] == 0].abs() for n in chosen])
         assert gone.max() <= kept.min()
+
+
+@pytest.mark.parametrize(("group", "layers"), [("kernel", "conv"), ("channel", "conv"), ("row", "all")])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_groups_are_pruned_whole_and_by_their_root_mean_square(group: Any, layers: Any, scope: Any) -> None:
+    model = lived(VGG16(width=4))
+    prune = MagnitudePrune(sparsity=60.0, group=group, layers=layers, scope=scope, rounds=2, every=1)
+    s = begin(prune, model)
+    before = {name: w.detach().clone() for name, w in chosen_weights(model, layers).items()}
+    prune.end_epoch(s)
+    deployed = prune.deploy(model)
+    asked = prune.asked(model)
+    assert asked is not None
+    assert asked.kind == group
+    counts = [layer for layer in count_layers(deployed) if f"{layer['name']}.weight" in before]
+    whole, zero = (sum(layer[f"{z}{group}s"] for layer in counts) for z in ("", "zero_"))
+    assert asked.percent == pytest.approx(100 * zero / whole)
+    assert asked.percent == pytest.approx(60, abs=100 * len(before) / whole)
+    after = chosen_weights(deployed, layers)
+    means = {n: (w**2).mean([d for d in range(w.ndim) if d not in KEPT[group]]) for n, w in before.items()}
+    gone = {
+        n: (after[n] == 0).all([d for d in range(w.ndim) if d not in KEPT[group]]) for n, w in before.items()
+    }
+    for n, w in after.items():  # whole groups or nothing
+        assert int((w == 0).sum()) == int(gone[n].sum()) * w.numel() // gone[n].numel()
+    pairs = [*means] if scope == "layer" else [None]
+    for n in pairs:
+        m = means[n].flatten() if n else torch.cat([v.flatten() for v in means.values()])
+        g = gone[n].flatten() if n else torch.cat([v.flatten() for v in gone.values()])
+        assert m[g].max() <= m[~g].min()
 
 
 def test_equal_weights_are_pruned_to_the_exact_share() -> None:
@@ -242,14 +274,14 @@ def test_first_round_at_the_beginning_and_log() -> None:
 
 
 def test_a_pruned_weight_stays_pruned_even_where_kept_ones_are_zero() -> None:
-    model = layers_of([[1.0, 2.0, 3.0, 4.0]])
+    model = layers_of([[5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0]])
     prune = MagnitudePrune(sparsity=75.0, rounds=2)
     s = begin(prune, model, epochs=3)
-    assert flat(model).tolist() == [0, 0, 3, 4]
+    assert flat(model).tolist() == [5, 6, 7, 8, 0, 0, 0, 0]
     with torch.no_grad():
-        model[0].weight[0, 2] = 0.0  # by chance; it and the two pruned ones make three of four
+        chosen_weights(model, "all")["0.weight"][0, :3] = 0.0  # by chance: more zeros than the six asked for
     end_epoch(prune, s, 0)
-    assert prune.memory["kept"]["0.weight"].tolist() == [[False, False, False, True]]
+    assert prune.memory["kept"]["0.weight"].tolist() == [[False, False, True, True, *4 * [False]]]
 
 
 @pytest.mark.parametrize(("start", "rounds", "every", "epochs"), [(3, 1, 1, 3), (0, 3, 2, 4), (1, 2, 2, 3)])

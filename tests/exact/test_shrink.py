@@ -328,6 +328,15 @@ def test_a_shift_behind_a_zero_filter(padding: int, shift: float, bias: bool, go
     check_same(model, small.model, x)
 
 
+def test_what_a_border_makes_of_a_constant_varies() -> None:
+    model, x = stack(1, 0.7), images("mlp")
+    with torch.no_grad():
+        model[3].weight[1, 1:] = 0  # type: ignore[index, operator]  # this filter sees the constant and nothing else
+    small = shrink_network(model, x)
+    assert small.removed == {}
+    check_same(model, small.model, x)
+
+
 def test_a_sigmoid_makes_half_of_zero() -> None:
     model, x = network("mlp_sigmoid"), images("mlp")
     first, second, _ = layers_of(model)
@@ -350,6 +359,46 @@ def test_a_batch_norm_of_weight_0_needs_its_channel_but_not_what_feeds_it() -> N
         model[1].bias[1] = 0.9  # type: ignore[index, operator]
     assert shrink_network(model, x).removed == {}
     check_same(model, shrink_network(model, x).model, x)
+
+
+def test_a_shift_that_goes_on_through_something_else_stays() -> None:
+    class Flip(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flip(1)
+
+    stacked, x = stack(1, 0.7), images("mlp")
+    assert isinstance(stacked, nn.Sequential)
+    model = nn.Sequential(*stacked[:2], Flip(), *stacked[2:])
+    with torch.no_grad():
+        model[1].weight[0] = 0  # type: ignore[index, operator]
+        model[4].weight[:, 0] = 0  # type: ignore[index, operator]  # the same number, another channel
+    assert shrink_network(model, x).removed == {}
+    check_same(model, shrink_network(model, x).model, x)
+
+
+class PlusImage(nn.Module):
+    """What a convolution makes is added to the image, whose channels no one can remove."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.linear = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        out: Tensor = self.linear(torch.relu(self.first(x) + x).mean((2, 3)))
+        return out
+
+
+def test_channels_that_are_added_to_the_image_stay() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = settled(PlusImage()), torch.rand(6, 4, 8, 8, dtype=torch.float64)
+    assert isinstance(model, PlusImage)
+    with torch.no_grad():
+        model.linear.weight[:, 0] = 0
+    small = shrink_network(model, x)
+    assert small.removed == {}
+    check_same(model, small.model, x)
 
 
 class Tangle(nn.Module):
@@ -409,7 +458,7 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        h = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x))))))
+        h = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x)))))).flip(1)
         out: Tensor = self.linear(h.mean((2, 3)))
         return out
 
@@ -421,6 +470,7 @@ def test_a_layer_called_twice_is_left_alone() -> None:
     assert isinstance(model, Twice)
     with torch.no_grad():
         model.shared.weight[:, 0] = 0
+        model.linear.weight[:, 0] = 0
     small = shrink_network(model, images("mlp"))
     check_same(model, small.model, images("mlp"))
 

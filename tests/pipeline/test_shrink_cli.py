@@ -53,8 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["train"]["epochs"] = 1
     config["attacks"] = {"fgsm": "fgsm"}
     torch.set_num_threads(1)
-    run_benchmark(config, out=tmp_path_factory.mktemp("results"), device="cpu")
-    folder = next(iter((tmp_path_factory.getbasetemp()).glob("results*/small/runs/noisy-*")))
+    results = tmp_path_factory.mktemp("shrink_results")
+    run_benchmark(config, out=results, device="cpu")
+    (folder,) = (results / "small" / "runs").iterdir()
     weights = load_file(folder / "model.safetensors")
     for name, w in weights.items():
         if name.endswith("blocks.0.block.conv2.weight"):
