@@ -11,12 +11,15 @@ from typing import Any
 import pandas as pd
 
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.leaderboard import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, fold
+from robustbench_sparse.leaderboard import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN, fold
 from robustbench_sparse.stats import difference, wilson
 
 SPARSITY_TOLERANCE = 0.1  # percentage points
 _EQUAL = ("parameters", "macs")
-_NOT_COMPARED = {*IDENTITY, *SECONDS, *BELIEF, "seeds", "status", "run_id", "commit", "nonzero_parameters"}
+_NOT_COMPARED = {
+    *(*IDENTITY, *SECONDS, *BELIEF, *TRAIN),
+    *("seeds", "status", "run_id", "commit", "asked", "nonzero_parameters", "sparse_macs"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
