@@ -1,17 +1,24 @@
-"""What sparse optimisers and RVSM add to a whole training step."""
+"""What sparse optimisers and RVSM add to a whole training step, and what a shrunk network saves."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attacks.base import Threat
 from benchmarks.bench import Bench
-from benchmarks.lines import Line, dearer
-from benchmarks.stepper import LR, Build, Stepper, minibatch, sgd
+from benchmarks.lines import Line, Target, dearer
+from benchmarks.stepper import LR, Build, Stepper, minibatch, no_images, sgd
 from benchmarks.timing import Side, Spread, interleave
-from defenses import RVSM, AdaBreg, Defense, LinBreg, ProxSGD
+from defenses import RVSM, AdaBreg, Defense, L1FilterPrune, LinBreg, ProxSGD, Step
 from defenses.base import conv_weights, prunable
-from robustbench_sparse.sparsity import zero_shares
+from robustbench_sparse.certificate.sparsity_records import same_logits
+from robustbench_sparse.models import MODELS
+from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.plugins import build
+from robustbench_sparse.shrink import shrink_network
+from robustbench_sparse.sparsity import count_macs, zero_shares
+from robustbench_sparse.train import on_device
 
 LAM = 1e-4  # small enough that a network trained without it keeps most of its weights
 
@@ -75,6 +82,51 @@ def rvsm(bench: Bench, budget: float) -> list[Line]:
         )
         for name in ("l0", "l1")
     ]  # fmt: skip
+
+
+def shrunk(bench: Bench, budget: float) -> list[Line]:
+    """Networks with half of the prunable filters dead, before and after the dead are cut out."""
+    lines = []
+    for name, spec in bench.sizes.shrunk.items():
+        entry = dict(spec)
+        model = build(MODELS, entry, "model", ModelSpec).build(3, 32, 10).eval()
+        x = bench.part(bench.sizes.train_batch)[0]
+        prune = L1FilterPrune(sparsity=50.0)
+        prune.begin(Step(model, None, Threat(), torch.Generator(), no_images))
+        masked = on_device(prune.deploy(model), bench.device).eval()
+        small = on_device(shrink_network(masked, x[:2]).model, bench.device).eval()
+        apart, size = same_logits(masked, small, x)
+        if apart > 1e-4 * max(1.0, size):
+            raise RuntimeError(f"{name}: the shrunk network's logits are {apart:.2g} off")
+        x = x.contiguous(memory_format=torch.channels_last)
+        sides = [_forward("after", small, x), _forward("before", masked, x)]
+        measured = interleave(
+            sides,
+            repeats=2 * bench.sizes.short_repeats,
+            budget=budget / len(bench.sizes.shrunk),
+            device=bench.device,
+        )
+        after, before = measured["after"].per(1e-3), measured["before"].per(1e-3)
+        macs = count_macs(small, 3, 32) / count_macs(masked, 3, 32)
+        got = (1 - after.median / before.median) / (1 - macs)
+        lines.append(
+            Line(
+                f"{name} without its dead channels, batch of {len(x)}", "ms", after, "with them, zero", before,
+                before.median / after.median, Target(">=", 0.7, "of the MACs' fall"), got,
+                agreement=f"logits differ by {apart:.1g} at most",
+                note=f"float32, eager, channels-last; multiply-accumulates fall by {100 * (1 - macs):.0f} %, "
+                f"time by {100 * (1 - after.median / before.median):.0f} %.",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _forward(name: str, model: nn.Module, x: Tensor) -> Side[None]:
+    @torch.no_grad()
+    def work(_: int) -> None:
+        model(x)
+
+    return Side(name, work, lambda: work(0))
 
 
 def _in_turn(bench: Bench, steppers: dict[str, Stepper], budget: float) -> dict[str, Spread]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -27,6 +27,7 @@ class Sizes:
         repeats: rounds of long pieces of work; ``short_repeats`` of those under a second.
         train_batch: images per training step.
         mnist_images: images of the MLP's epoch.
+        shrunk: networks that are shrunk, by the name they are shown under.
         starts: how often the command line is started.
     """
 
@@ -56,6 +57,9 @@ class Sizes:
     short_repeats: int
     train_batch: int = 128
     mnist_images: int = 60_000
+    shrunk: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"VGG16": {"name": "vgg16"}, "ResNet-18": {"name": "resnet18"}}
+    )
     starts: int = 5
 
 
@@ -125,5 +129,6 @@ QUICK = Sizes(
     short_repeats=3,
     train_batch=16,
     mnist_images=1_280,
+    shrunk={"VGG16": {"name": "vgg16", "width": 4}, "ResNet-8": {"name": "preact_resnet", "depth": 8}},
     starts=1,
 )

@@ -48,6 +48,7 @@ ROWS: dict[str, Row] = {
     "rgsm-update": Row(rows_rgsm.update, 10),
     "sparse-optimisers": Row(rows_sparse.optimisers, 60),
     "rvsm-step": Row(rows_sparse.rvsm, 40),
+    "shrunk": Row(rows_sparse.shrunk, 60),
     "mlp-epoch": Row(rows_start.mlp_epoch, 40),
     "cli": Row(rows_start.command, 15),
     "reading": Row(rows_start.reading, 45),

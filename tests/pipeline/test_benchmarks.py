@@ -50,6 +50,7 @@ def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> No
         "rgsm-update",
         "sparse-optimisers",
         "rvsm-step",
+        "shrunk",
         "mlp-epoch",
         "cli",
         "reading",
