@@ -242,6 +242,10 @@ def leaderboard(
     ],
     form: Format = "table",
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Largest numbers first.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="These runs, ranked among themselves; * and ? match anything."),
+    ] = None,
     seeds: Annotated[bool, typer.Option("--seeds", help="Mean and deviation over the seeds.")] = False,
 ) -> None:
     """Print a leaderboard, counted anew from the stored outcomes.
@@ -250,13 +254,14 @@ def leaderboard(
     Examples:
       robustbench-sparse leaderboard results/quickstart
       robustbench-sparse leaderboard results/quickstart --sort worst --seeds
+      robustbench-sparse leaderboard results/mnist_robust_sparse --only 'pgd_at+*_95' --seeds
       robustbench-sparse leaderboard results --format markdown > table.md
     """
     check_format(form)
     from robustbench_sparse.leaderboard import aggregate, fold_all
     from robustbench_sparse.tables import sort_by
 
-    tables = [aggregate(table) if seeds else table for table in fold_all(folder)]
+    tables = [aggregate(table) if seeds else table for table in fold_all(folder, only or ())]
     _print([sort_by(table, sort) for table in tables], form)
 
 

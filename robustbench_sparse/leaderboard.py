@@ -7,15 +7,16 @@ results/<benchmark>/runs/<run id>/outcomes/<label>.csv  one line per image; <lab
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from robustbench_sparse.certificate.reading import NOT_CHECKED, REFUTED, worst_verdict
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.errors import UserError, near
 from robustbench_sparse.files import write_text
 from robustbench_sparse.outcomes import because, rates, read_keys, read_manifest
 from robustbench_sparse.paired import ranks
@@ -55,7 +56,7 @@ def is_reserved(label: str) -> bool:
     return label in fixed or label.startswith(PUBLISHED) or label.endswith(("_lo", "_hi", "_mean", "_std"))
 
 
-def fold(folder: Path) -> pd.DataFrame:
+def fold(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
 
     Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
@@ -75,13 +76,15 @@ def fold(folder: Path) -> pd.DataFrame:
 
     Args:
         folder: ``results/<benchmark>``.
+        only: labels of runs, in which ``*`` and ``?`` stand for other characters; all runs if empty. Ranks are among
+            these.
 
     Raises:
-        UserError: naming the file, when there is no benchmark here or a file of it is damaged.
+        UserError: naming the file, when there is no benchmark here or a file of it is damaged, or no such run.
     """
     manifest = read_manifest(folder)
     labels: list[str] = manifest["attacks"]
-    rows = [_row(folder, manifest, entry) for entry in manifest["runs"]]
+    rows = [_row(folder, manifest, entry) for entry in _chosen(folder, manifest, only)]
     _rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
@@ -103,17 +106,30 @@ def fold(folder: Path) -> pd.DataFrame:
     return typed
 
 
-def fold_all(folder: Path) -> list[pd.DataFrame]:
+def _chosen(folder: Path, manifest: Mapping[str, Any], only: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The runs of these labels, in the config's order."""
+    runs: list[Mapping[str, Any]] = manifest["runs"]
+    labels = [entry["run"] for entry in runs]
+    for pattern in only:
+        if not fnmatch.filter(labels, pattern):
+            known = list(dict.fromkeys(labels))
+            raise UserError(
+                f"--only {pattern}: no such run in {folder}{near(pattern, known)}; there are: {', '.join(known)}"
+            )
+    return [e for e in runs if not only or any(fnmatch.fnmatchcase(e["run"], pattern) for pattern in only)]
+
+
+def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
 
     Raises:
-        UserError: when there is none, or a file is damaged.
+        UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
     """
     if (folder / "benchmark.json").is_file():
-        return [fold(folder)]
+        return [fold(folder, only)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = [fold(path.parent) for path in sorted(folder.glob("*/benchmark.json"))]
+    found = [fold(path.parent, only) for path in sorted(folder.glob("*/benchmark.json"))]
     if not found:
         raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
     return found

@@ -167,6 +167,20 @@ def test_asked_stands_beside_achieved(tmp_path: Path) -> None:
     assert row(folder)["asked"] == "weight 80: 80.00; row 5.5: 7.00"
 
 
+def test_some_rows_are_ranked_among_themselves(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path, runs=[("at+x", 0), ("x", 0), ("y", 0)], labels=("fgsm",))
+    for run, right in (("at+x", 40), ("x", 20), ("y", 0)):
+        clean(folder, f"{run}-0", [1] * 40)
+        attack(folder, f"{run}-0", "fgsm", [1] * right + [0] * (40 - right))
+    assert [*fold(folder)["rank"]] == [1, 2, 3]
+    chosen = fold(folder, only=["y", "x"])
+    assert [*chosen["run"], *chosen["rank"]] == ["x", "y", 1, 2]
+    assert [*fold(folder, only=["*x"])["run"]] == ["at+x", "x"]
+    assert [len(table) for table in fold_all(tmp_path, only=["?"])] == [2]
+    with pytest.raises(UserError, match=r"--only z\*: no such run in .*; there are: at\+x, x, y"):
+        fold(folder, only=["z*"])
+
+
 def test_a_refused_row_has_no_numbers(tmp_path: Path) -> None:
     folder = benchmark(tmp_path)
     home = folder / "runs" / "a-0"
