@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse import cli_sparsity
-from robustbench_sparse.cli_common import Changes, DataRoot, check_format, guarded
+from robustbench_sparse import cli_reading, cli_sparsity
+from robustbench_sparse.cli_common import Changes, DataRoot, check_format, guarded, radius
 from robustbench_sparse.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def evaluate(
     check_format(form)
     if attacks is not None and suite is not None:
         raise UserError("--attacks and --suite: expected one of them, got both")
-    radius = None if eps is None else _radius(eps)
+    chosen = None if eps is None else radius(eps)
     from robustbench_sparse.evaluation import evaluate as judge
 
     with _progress(quiet) as show:
@@ -217,7 +217,7 @@ def evaluate(
             attacks=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
             suite=suite or "standard",
             norm=norm,
-            eps=radius,
+            eps=chosen,
             seed=seed,
             limit=limit,
             device=device,
@@ -294,180 +294,11 @@ def list_(
         typer.echo(line)
 
 
-@app.command()
-@guarded
-def check(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or a CSV.", show_default=False)
-    ],
-    against: Annotated[Path, typer.Option(metavar="CSV", help="The reference.", show_default=False)],
-) -> None:
-    """Compare a leaderboard with a reference CSV; exit code 1 and a table of differences if it fell off.
-
-    A rate differs when the joint 95 % interval of both measurements excludes 0,
-    a sparsity when it is off by more than 0.1 points; a row, a column or a value
-    that is gone differs, too.
-
-    \b
-    Examples:
-      robustbench-sparse check results/quickstart --against results/quickstart.csv
-    """
-    from robustbench_sparse import reference
-
-    differences = reference.check(folder, against)
-    if differences:
-        typer.echo(reference.text_of(differences))
-        raise typer.Exit(1)
-    typer.echo(f"{folder}: everything that {against} states still holds")
-
-
-@app.command()
-@guarded
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
-    attack: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
-    ] = None,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
-) -> None:
-    """Compare two runs on the same images: is the difference more than noise, and which images flip?
-
-    A dense network and its pruned self may have equal rates and still fail on
-    different images: the flips show it.
-
-    \b
-    Examples:
-      robustbench-sparse compare results/quickstart/runs/A results/quickstart/runs/B
-      robustbench-sparse compare RUN_A RUN_B --attack worst
-      robustbench-sparse compare RUN_A RUN_B --format csv > flips.csv
-    """
-    if form not in ("table", "csv"):
-        raise UserError(f"--format: expected table or csv, got {form!r}")
-    from robustbench_sparse import comparison
-
-    table = comparison.compare_runs(first, second, attack)
-    if form == "csv":
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
-    else:
-        sys.stdout.write(comparison.text_of(table, str(first), str(second)))
-
-
-@app.command()
-@guarded
-def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    failed: Annotated[bool, typer.Option("--failed", help="Only the checks that failed.")] = False,
-) -> None:
-    """Say why a row's numbers can or cannot be believed: every check of its certificate.
-
-    For each: what was done, what was found, the rule, what a failure means and
-    what to do next. Certificates are made by run and evaluate: see --certificate.
-
-    \b
-    Examples:
-      robustbench-sparse run configs/quickstart.yaml --certificate quick
-      robustbench-sparse explain results/quickstart/runs/pgd_at-s0-1a2b3c4d
-      robustbench-sparse explain RUN --failed
-    """
-    from robustbench_sparse.certificate import reading
-    from robustbench_sparse.outcomes import check_run_folder, read_manifest
-
-    check_run_folder(run)
-    sys.stdout.write(reading.explain(run, read_manifest(run.absolute().parent.parent), failed_only=failed))
-
-
-@app.command()
-@guarded
-def curve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    attack: Annotated[
-        str, typer.Option(metavar="LABEL", help="A minimum-norm attack, such as cw.", show_default=False)
-    ],
-    eps: Annotated[
-        str | None, typer.Option(help="Radii, as in 0,0.1,8/255; by default 21 of them.", show_default=False)
-    ] = None,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
-    ] = None,
-) -> None:
-    """Accuracy at every radius, from one outcome of an attack that seeks the smallest perturbation.
-
-    Nothing is attacked again. Attacks that stay inside a ball say nothing
-    beyond it and have no curve. The plot needs matplotlib (the extra "plot").
-
-    \b
-    Examples:
-      robustbench-sparse curve results/quickstart/runs/A --attack cw
-      robustbench-sparse curve RUN --attack cw --eps 0,0.1,0.2 --format csv
-      robustbench-sparse curve RUN --attack fab --plot curve.png
-    """
-    if form not in ("table", "csv"):
-        raise UserError(f"--format: expected table or csv, got {form!r}")
-    radii = None if eps is None else [_radius(part.strip()) for part in eps.split(",")]
-    from robustbench_sparse import curve as curves
-
-    table = curves.curve(run, attack, radii)
-    if plot is not None:
-        curves.plot(table, plot)
-    if form == "csv":
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
-    else:
-        sys.stdout.write(curves.text_of(table))
-    if plot is not None:
-        typer.echo(f"\nwritten: {plot}", err=True)
-
-
-@app.command()
-@guarded
-def history(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="results/<benchmark>.", show_default=False)],
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="This run only; may be repeated.")
-    ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself; CSV only.")] = False,
-    seeds: Annotated[bool, typer.Option("--seeds", help="Every seed by itself; CSV only.")] = False,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
-    ] = None,
-) -> None:
-    """How trainings went: accuracy, l1 norm and non-zero weights after every epoch.
-
-    Means and deviations over the seeds of every run. The plot needs matplotlib
-    (the extra "plot").
-
-    \b
-    Examples:
-      robustbench-sparse history results/mnist_bregman
-      robustbench-sparse history results/mnist_bregman --only linbreg --plot curves.png
-      robustbench-sparse history results/mnist_bregman --layers --format csv > layers.csv
-    """
-    if form not in ("table", "csv"):
-        raise UserError(f"--format: expected table or csv, got {form!r}")
-    if (layers or seeds) and form != "csv":
-        raise UserError(f"--{'layers' if layers else 'seeds'}: expected --format csv with it, got {form}")
-    from robustbench_sparse import history as histories
-
-    found = histories.collect(folder, only or (), layers=layers)
-    means = histories.over_seeds(found)
-    if plot is not None:
-        if layers:
-            raise UserError("--plot: expected no --layers with it")
-        histories.plot(means, plot, folder.absolute().name)
-    if form == "csv":
-        sys.stdout.write((found if seeds else means).to_csv(index=False, lineterminator="\n"))
-    else:
-        sys.stdout.write(histories.text_of(means))
-    if plot is not None:
-        typer.echo(f"\nwritten: {plot}", err=True)
-
-
-app.command()(guarded(cli_sparsity.sparsity))
-app.command()(guarded(cli_sparsity.shrink))
+for _verb in (
+    cli_reading.check, cli_reading.compare, cli_reading.explain, cli_reading.curve, cli_reading.history,
+    cli_sparsity.sparsity, cli_sparsity.shrink,
+):  # fmt: skip
+    app.command()(guarded(_verb))
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -487,15 +318,6 @@ def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -
 
 def _certified(level: str | None) -> list[str]:
     return [] if level is None else [f"evaluation.certificate={level}"]
-
-
-def _radius(text: str) -> float:
-    from robustbench_sparse.yaml_numbers import scalar
-
-    value = scalar(text)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise UserError(f"--eps: expected a number >= 0 such as 8/255, got {text!r}")
-    return float(value)
 
 
 @contextmanager

@@ -47,3 +47,13 @@ def check_format(form: str, known: Sequence[str] = FORMATS) -> None:
     """UserError for an unknown format of tables."""
     if form not in known:
         raise UserError(f"--format: expected {', '.join(known)}, got {form!r}{near(form, known)}")
+
+
+def radius(text: str) -> float:
+    """A radius in the terms a config takes, as 0.1 or 8/255; UserError for anything else."""
+    from robustbench_sparse.yaml_numbers import scalar
+
+    value = scalar(text)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UserError(f"--eps: expected a number >= 0 such as 8/255, got {text!r}")
+    return float(value)

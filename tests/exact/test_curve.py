@@ -257,7 +257,7 @@ def test_the_command_prints_a_table_or_csv(tmp_path: Path) -> None:
     for words, part in (
         (["--attack", "pgd"], "stays inside its ball"),
         (["--attack", "a", "--eps", "0,x"], "--eps: expected a number >= 0 such as 8/255, got 'x'"),
-        (["--attack", "a", "--format", "x"], "--format: expected table or csv, got 'x'"),
+        (["--attack", "a", "--format", "x"], "--format: expected table, csv, got 'x'"),
     ):
         result = call(cli.app, ["curve", str(run), *words])
         assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
