@@ -22,6 +22,7 @@ Make = Callable[[], nn.Module]
 Log = dict[str, float]
 Layers = Literal["conv", "linear", "all"]
 Kind = Literal["weight", "channel", "kernel", "row"]
+ZERO_CHANNEL = 1e-15  # a channel of smaller l2 norm counts as zero (Dinh 4.2.3)
 
 
 class ImageSource(Protocol):

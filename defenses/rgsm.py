@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import Log, Step, conv_weights
+from defenses.base import ZERO_CHANNEL, Log, Step, conv_weights
 from defenses.regularisers import GROUP_REGULARISERS, group_norms
 from defenses.splitting import Splitting
-
-ZERO = 1e-15  # a channel of smaller l2 norm counts as zero (Dinh 4.2.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class RGSM(Splitting):
 
     def _log(self, u: list[Tensor]) -> Log:
         """Share of zero channels, in [0, 1]."""
-        return {"channel_sparsity": (_all_norms(u)[0] < ZERO).double().mean().item()}
+        return {"channel_sparsity": (_all_norms(u)[0] < ZERO_CHANNEL).double().mean().item()}
 
 
 def _all_norms(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

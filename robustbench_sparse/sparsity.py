@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import noise_from
-from defenses.base import frozen_statistics, prunable
-
-ZERO_CHANNEL = 1e-15  # a channel with a smaller l2 norm is zero (Dinh 4.2.3)
+from defenses.base import ZERO_CHANNEL, frozen_statistics, prunable
 
 
 def count_sparsity(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
