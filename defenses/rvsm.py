@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class RVSM(Splitting):
     """Pruning by variable splitting: weights w are pulled towards a sparse copy u.
 
     In place of a fixed lambda a share of zeros can be asked for: after every epoch lambda is multiplied by
-    density / target density, by 2 at most, the density being that of the deployed network, all layers
+    (density / target density)^gain, by 2 at most, the density being that of the deployed network, all layers
     together.
 
     Args:
@@ -42,12 +43,14 @@ class RVSM(Splitting):
         target_sparsity: share of zeros to steer lambda for, in percent, in (0, 100); it needs lam > 0, the
             first epoch's lambda. None keeps lambda constant.
         target_kind: zeros of what: ``weight``, ``channel``, ``kernel`` or ``row``.
+        target_gain: exponent of that law, > 0; smaller is slower and steadier.
     """
 
     regulariser: RegulariserEntry = "l1"
     layers: Layers = "conv"
     target_sparsity: float | None = None
     target_kind: Kind = "weight"
+    target_gain: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +61,8 @@ class RVSM(Splitting):
         check(ok, "target_sparsity", "a percentage in (0, 100) or null", target)
         check(target is None or self.lam > 0, "lam", "a number > 0 where target_sparsity steers it", self.lam)
         check(self.target_kind in KINDS, "target_kind", " or ".join(KINDS), self.target_kind)
+        ok = self.target_gain > 0 and math.isfinite(self.target_gain)
+        check(ok, "target_gain", "a finite number > 0", self.target_gain)
 
     def penalised_by(self) -> Regulariser:
         """P."""
@@ -110,7 +115,7 @@ class RVSM(Splitting):
         sparsity = s.sparsity.get(f"{self.target_kind}_sparsity")
         if sparsity is None:
             raise ValueError(f"target_kind: expected a network with {self.target_kind}s to count, got none")
-        self.memory["lam"] = steered(used, sparsity, self.target_sparsity)
+        self.memory["lam"] = steered(used, sparsity, self.target_sparsity, self.target_gain)
         return {**log, "lam": used}
 
     def _counted(self, model: nn.Module) -> tuple[str, ...]:
