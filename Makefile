@@ -8,7 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 .PHONY: quickstart test bench scaling check format lint types clean help
 
 help:
-	@echo "make quickstart  train and attack six networks on embedded digits, print the table"
+	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
 	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
