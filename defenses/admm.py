@@ -79,11 +79,15 @@ class ADMM(WeightsInScope):
             check(ok, "group", "convolutions alone where kernels are pruned", f"layers: {self.layers}")
 
     def asked(self, model: nn.Module) -> Asked | None:
-        """The share to be met; None where it is off, or of channels where only linear layers are pruned."""
+        """The share to be met; None where it is off, or of channels where only linear layers are pruned.
+
+        None, too, of channels ranked together with the columns of linear layers: how many of either go is open.
+        """
         # A linear layer's columns are pruned as channels, but not counted as such.
-        counted = self.group in ("weight", "row")
-        names = tuple(name for name, w in self.chosen(model).items() if counted or w.ndim > 2)
-        if self.sparsity == 0 or not names:
+        counted, weights = self.group in ("weight", "row"), self.chosen(model)
+        names = tuple(name for name, w in weights.items() if counted or w.ndim > 2)
+        mixed = self.scope == "global" and len(names) < len(weights)
+        if self.sparsity == 0 or not names or mixed:
             return None
         return Asked(kind=self.group, percent=float(self.sparsity), names=names)
 

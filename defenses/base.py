@@ -115,6 +115,13 @@ class Defense:
     def check(self, model: nn.Module) -> None:
         """Raise ValueError when this defense cannot work on such a network (weights may be on "meta")."""
 
+    def check_stage(self, s: Step) -> None:
+        """Raise ValueError when this defense cannot work in such a stage; asked before anything trains.
+
+        Set in ``s`` are the network and the optimiser (their weights may be on "meta"), threat, stage, epochs and
+        steps per epoch; ``val_accuracy`` is a number where there is a validation part, and else NaN.
+        """
+
     def wrap(self, make: Make) -> Make:
         """Turn the factory of one network into the factory of the network to train."""
         return make

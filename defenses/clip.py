@@ -5,6 +5,7 @@ Roith 1.2.1; Bungert, Raab, Roith, Schwinn, Tenbrinck 2021, https://arxiv.org/ab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,13 @@ class CLIP(Controlled):
         check(
             not self.cheap or self.ascent_steps == 1, "cheap", "ascent_steps: 1 beside it", self.ascent_steps
         )
+
+    def check_stage(self, s: Step) -> None:
+        """There must be a validation part where pairs or the signal come from it."""
+        super().check_stage(s)
+        if self.lam > 0 or self.target_accuracy is not None:
+            fine = self.source == "train" or not math.isnan(s.val_accuracy)
+            check(fine, "source", "'train' without a validation part", self.source)
 
     def begin(self, s: Step) -> None:
         """Pairs are drawn when the first minibatch needs them."""

@@ -49,6 +49,11 @@ class Controlled(Defense):
             return self.warm_up
         return 0 if self.target_accuracy is None else 5
 
+    def check_stage(self, s: Step) -> None:
+        """There must be a validation part where its accuracy is the signal."""
+        if self.target_accuracy is not None and self.signal == "validation":
+            check(not math.isnan(s.val_accuracy), "signal", "'train' without a validation part", self.signal)
+
     def begin(self, s: Step) -> None:
         """Start with lambda = 0 while warming up, else with ``lam``."""
         self.memory.clear()

@@ -71,6 +71,12 @@ class MagnitudePrune(Masked):
                 f"layers: expected a network with such weights to prune, got none of {self.layers!r}"
             )
 
+    def check_stage(self, s: Step) -> None:
+        """The stage must be long enough for all rounds, and an epoch after the last one."""
+        last = self.start + (self.rounds - 1) * self.every
+        expected = f"the last round (after {last} epochs) before the stage's last epoch"
+        check(self.sparsity == 0 or last < s.epochs, "rounds", expected, f"a stage of {s.epochs} epochs")
+
     def asked(self, model: nn.Module) -> Asked | None:
         """The sparsity, as whole weights or groups allow it."""
         if self.sparsity == 0:
@@ -90,9 +96,7 @@ class MagnitudePrune(Masked):
         super().begin(s)
         if self.sparsity == 0:
             return
-        last = self.start + (self.rounds - 1) * self.every
-        expected = f"the last round (after {last} epochs) before the stage's last epoch"
-        check(last < s.epochs, "rounds", expected, f"a stage of {s.epochs} epochs")
+        self.check_stage(s)
         if self.rewind == "start":
             self.memory["start"] = {k: v.clone() for k, v in s.model.state_dict().items()}
         self._prune(s, 0)

@@ -73,12 +73,18 @@ class RVSM(Splitting):
         return chosen_weights(model, self.layers)
 
     def check(self, model: nn.Module) -> None:
-        """There must be weights to prune, and something to count where lambda is steered."""
+        """There must be weights to prune, groups in all of them, and something to count where lambda is steered."""
         name = type(self).__name__.lower()
         if not self.chosen(model):
             raise ValueError(
                 f"{name}: expected a network with layers to prune (layers: {self.layers}), got none"
             )
+        p = self.penalised_by()
+        for dims in {w.ndim for w in self.chosen(model).values()}:
+            try:
+                p.prox(torch.ones([2] * dims, device="cpu"), 0.1)
+            except ValueError as e:
+                raise ValueError(f"regulariser: {e}") from None
         if self.target_sparsity is not None and not self._counted(model):
             raise ValueError(f"target_kind: expected a network with {self.target_kind}s to count, got none")
 

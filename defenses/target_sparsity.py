@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
@@ -57,6 +57,7 @@ class TargetSparsity(Defense):
         max_lam: lambda never grows beyond this, > 0; None sets no bound.
     """
 
+    sparsifies: ClassVar[bool] = True
     target: float | None = None
     kind: Kind = "weight"
     gain: float = 0.5
@@ -79,6 +80,11 @@ class TargetSparsity(Defense):
         """There must be something to make sparse."""
         if self.target is not None and not _in_scope(model, self.kind):
             raise ValueError(f"target_sparsity: expected a network with {self.kind}s to make zero, got none")
+
+    def check_stage(self, s: Step) -> None:
+        """The optimiser must have a lambda that can be steered."""
+        if self.target is not None:
+            _regularised(s)
 
     def asked(self, model: nn.Module) -> Asked | None:
         """The target: a goal, since nothing is projected."""

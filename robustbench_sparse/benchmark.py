@@ -20,6 +20,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device, cpu_threads
 from robustbench_sparse.errors import UserError, near, one_line
 from robustbench_sparse.files import locked, read_json, write_json
+from robustbench_sparse.fitting import check_runs
 from robustbench_sparse.judge import Judge, Protocol, plain
 from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
@@ -29,7 +30,7 @@ from robustbench_sparse.sparsity import count_macs
 from robustbench_sparse.speed import Speed, for_attacks, recorded
 from robustbench_sparse.stored import rebuilt
 from robustbench_sparse.streams import derive
-from robustbench_sparse.train import Trainer, build_network, on_device
+from robustbench_sparse.train import Trainer, on_device
 
 
 def run_benchmark(
@@ -78,7 +79,7 @@ def run_benchmark(
     target = choose_device(device)
     dataset = load_dataset(plan, data_root)
     data = prepare_data(plan, dataset, target)
-    _check_networks(runs, data)
+    check_runs(runs, data, plan.threat)
 
     folder = Path(out) / plan.config.name
     with locked(folder), cpu_threads(plan.config.threads):
@@ -127,25 +128,6 @@ def prepare_data(plan: Plan, dataset: Dataset, device: torch.device) -> Prepared
         )
     except ValueError as e:
         raise UserError(f"data: {one_line(e)}") from None
-
-
-def _check_networks(runs: Sequence[RunPlan], data: PreparedData) -> None:
-    """Build every network without memory, so that a pair that does not fit is found before training."""
-    for run in runs:
-        try:
-            with torch.device("meta"):
-                defenses = [d.build() for d in run.defenses]
-                model = build_network(run, defenses, data.channels, data.size, data.classes, 0)
-        except ValueError as e:
-            raise UserError(f"runs.{run.label}: {one_line(e)}") from None
-        normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        for stage in run.stages:
-            batch = stage.config.batch_size
-            if normed and data.count("train") % batch == 1:
-                raise UserError(
-                    f"runs.{run.label}: batch_size: an epoch of {data.count('train')} images would end with "
-                    f"a minibatch of one, which batch-norm cannot train on; expected another than {batch}"
-                )
 
 
 def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:

@@ -47,7 +47,7 @@ class SparseOptimiserSpec(OptimiserSpec):
             try:
                 regulariser.prox(torch.ones(shape), 0.1)
             except ValueError as e:
-                raise ValueError(f"{setting}.{e}") from None
+                raise ValueError(f"{setting}: {e}") from None
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups: linear weights, convolution weights, and the rest without a regulariser."""

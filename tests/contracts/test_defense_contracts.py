@@ -8,10 +8,9 @@ import typing
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from defense_loop import EPOCH, Case, Loop, batch, equal, fresh, logits, natural, same_run
 
-from attacks.base import GeneratorNoise, RandomModule, Threat, noise_from
+from attacks.base import RandomModule
 from defenses import (
     ADMM,
     CLIP,
@@ -31,14 +30,9 @@ from defenses import (
     SparseInit,
     SpectralPenalty,
     Splitting,
-    Step,
     TargetSparsity,
-    overrides,
 )
-
-ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
-X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-Y = torch.randint(3, (ROWS,), generator=torch.Generator().manual_seed(2))
+from robustbench_sparse.optim import AdaBreg, LinBreg, ProxSGD
 
 # At these settings a defense is natural training, bit for bit.
 ZERO: dict[str, list[Defense]] = {
@@ -60,27 +54,40 @@ ZERO: dict[str, list[Defense]] = {
     "magnitude_prune": [MagnitudePrune(), MagnitudePrune(rounds=9, every=9, start=9, rewind="start")],
 }
 # At these it must show.
-STRONG: dict[str, list[Defense]] = {
+STRONG: dict[str, list[Defense | Case]] = {
     "lasso": [
-        Lasso(lam=0.01),
-        Lasso(lam=0.01, linear=None, conv={"name": "group_lasso", "weighted": True}),
-        Lasso(lam=0.01, conv="nuclear", linear="transformed_l1"),
+        Case(Lasso(lam=0.01), zeros=False),
+        Case(Lasso(lam=0.01, linear=None, conv={"name": "group_lasso", "weighted": True}), zeros=False),
+        Case(Lasso(lam=0.01, conv="nuclear", linear="transformed_l1"), zeros=False),
+        Lasso(lam=0.01, sparsity=60.0),
+        Lasso(lam=0.01, threshold=0.05, conv="group_lasso"),
     ],
     "sparse_init": [
-        SparseInit(density=0.3),
-        SparseInit(density=0.5, linear="row", conv="kernel", bias="positive", variance="he"),
+        Case(SparseInit(density=0.3), zeros=False),  # momentum fills the zeros
+        Case(
+            SparseInit(density=0.5, linear="row", conv="kernel", bias="positive", variance="he"), zeros=False
+        ),
+        Case(SparseInit(density=0.3), LinBreg(lr=0.1, lam=0.1, momentum=0.9)),
     ],
-    "target_sparsity": [],  # it steers sparse optimisers only: test_target_sparsity.py
+    "target_sparsity": [
+        Case(TargetSparsity(target=90.0), LinBreg(lr=0.1, lam=0.05)),
+        Case(TargetSparsity(target=90.0, gain=1.0, max_factor=4.0), AdaBreg(lr=0.02, lam=0.05)),
+        Case(TargetSparsity(target=95.0, kind="row", warm_up=1), ProxSGD(lr=0.1, lam=0.05, momentum=0.9)),
+    ],
     "l1_filter_prune": [
         L1FilterPrune(sparsity=50.0, branches=True),
         L1FilterPrune(sparsity=70.0, branches=True, scope="global", keep_one=False),
     ],
-    "network_slimming": [NetworkSlimming(lam=0.05), NetworkSlimming(sparsity=50.0)],
+    "network_slimming": [
+        Case(NetworkSlimming(lam=0.05), zeros=False),
+        NetworkSlimming(sparsity=50.0),
+    ],
     "hold_zeros": [HoldZeros(threshold=0.1), HoldZeros(layers="conv", threshold=0.05)],
     "magnitude_prune": [
         MagnitudePrune(sparsity=50.0),
         MagnitudePrune(sparsity=50.0, group="channel", layers="conv"),
         MagnitudePrune(sparsity=80.0, scope="layer", rounds=2, start=1, rewind="start"),
+        Case(MagnitudePrune(sparsity=80.0, rounds=2, group="row"), AdaBreg(lr=0.02, lam=0.01)),
     ],
     "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
     "clip": [
@@ -90,12 +97,18 @@ STRONG: dict[str, list[Defense]] = {
     ],
     "spectral_penalty": [SpectralPenalty(lam=0.01), SpectralPenalty(lam=0.01, power_iterations=1)],
     "enresnet": [EnResNet(), EnResNet(members=1, scale="batch")],
-    "rgsm": [RGSM(lam=0.1, beta=0.5), RGSM(lam=0.1, beta=0.5, regulariser="group_l0"), RGSM(lam2=0.01)],
+    "rgsm": [
+        RGSM(lam=0.1, beta=0.5),
+        RGSM(lam=0.1, beta=0.5, regulariser="group_l0"),
+        Case(RGSM(lam2=0.01), zeros=False),
+    ],
     "rvsm": [
         RVSM(lam=0.05, beta=0.5),
         RVSM(lam=0.005, beta=0.5, regulariser="l0", layers="linear"),
         RVSM(lam=0.05, beta=0.5, regulariser={"name": "transformed_l1", "a": 0.5}, layers="all"),
         RVSM(lam=0.1, beta=0.5, regulariser="group_lasso"),
+        RVSM(lam=0.01, beta=0.5, layers="all", target_sparsity=80.0),
+        RVSM(lam=0.1, beta=0.5, regulariser="group_lasso", target_sparsity=50.0, target_kind="channel"),
     ],
     "rvscgd": [RVSCGD(lam=0.05, beta=0.5), RVSCGD(lam=0.01, beta=0.5, regulariser="l0", layers="all")],
     "admm": [
@@ -176,6 +189,7 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (RGSM, {"lam": 0.1}, "beta"),
     (RVSM, {"regulariser": "lasso"}, "regulariser"),
     (RVSM, {"regulariser": {"name": "transformed_l1", "a": 0.0}}, "regulariser: a"),
+    (RVSM, {"target_gain": 0.0}, "target_gain"),
     (RVSM, {"lam": -1.0}, "lam"),
     (RVSM, {"beta": float("inf")}, "beta"),
     (RVSM, {"lam": 0.1}, "beta"),
@@ -215,163 +229,20 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
 ]
 
 
-def cases(table: dict[str, list[Defense]]) -> list[typing.Any]:
-    return [pytest.param(d, id=f"{key}-{i}") for key, ds in table.items() for i, d in enumerate(ds)]
-
-
-class Block(nn.Module):
-    is_residual_block = True
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(F.relu(self.norm(x)))
-
-
-def tiny() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), Block(6), Block(6), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(24, 3)
-    )
-
-
-def optimiser(model: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    rows = slice(step % EPOCH * BATCH, (step % EPOCH + 1) * BATCH)
-    return X[rows], Y[rows]
-
-
-class Loop:
-    """The hooks in their order around one training step; everything else is left out."""
-
-    def __init__(self, defenses: list[Defense]) -> None:
-        make = tiny
-        for d in defenses:
-            make = d.wrap(make)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.model = make()
-        self.defenses, self.count, self.losses = defenses, 0, list[float]()
-        generators = [torch.Generator().manual_seed(7 + i) for i in range(len(defenses))]
-        self.steps = [
-            Step(self.model, None, Threat(eps=0.1), g, self.images, epochs=9, steps_per_epoch=EPOCH, lr=0.1)
-            for g in generators
-        ]
-        for d, s in zip(defenses, self.steps, strict=True):
-            d.check(self.model)
-            d.begin(s)
-        self.optimizer = optimiser(self.model)
-        for s in self.steps:
-            s.optimizer = self.optimizer
-
-    def images(self, split: str, count: int, generator: torch.Generator) -> Tensor:
-        assert any(generator is s.generator for s in self.steps)
-        part = X[:16] if split == "train" else X[16:]
-        return part[torch.randint(len(part), (count,), generator=generator)]
-
-    def run(self, steps: int) -> Loop:
-        for _ in range(steps):
-            self.one_step()
-        return self
-
-    def one_step(self) -> None:
-        x, y = batch(self.count)
-        pairs = list(zip(self.defenses, self.steps, strict=True))
-        self.model.train()
-        for d, s in pairs:
-            s.x, s.y, s.step, s.epoch = x, y, self.count, self.count // EPOCH
-            x = d.perturb(s) if overrides(d, "perturb") else x
-        loss = F.cross_entropy(self.model(x), y)
-        for d, s in pairs:
-            s.x, term = x, d.penalty(s)
-            loss = loss if term is None else loss + term
-        self.optimizer.zero_grad()
-        loss.backward()
-        for d, s in pairs:
-            d.before_step(s)
-        self.optimizer.step()
-        self.losses.append(loss.item())
-        self.count += 1
-        with torch.no_grad():
-            for d, s in pairs:
-                d.after_step(s)
-            for d, s in pairs if self.count % EPOCH == 0 else []:
-                s.val_accuracy = s.train_accuracy = (self.logits().argmax(1) == Y).double().mean().item()
-                assert all(isinstance(v, float | int) for v in d.end_epoch(s).values())
-
-    def deployed(self) -> nn.Module:
-        model = self.model
-        for d in self.defenses:
-            model = d.deploy(model)
-        return model
-
-    def logits(self) -> Tensor:
-        return logits(self.deployed())
-
-    def state(self) -> dict[str, typing.Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "defenses": [d.state_dict() for d in self.defenses],
-            "generators": [s.generator.get_state() for s in self.steps],
-        }
-
-    def load(self, state: dict[str, typing.Any], count: int) -> Loop:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for d, s, memory, stream in zip(
-            self.defenses, self.steps, state["defenses"], state["generators"], strict=True
-        ):
-            d.load_state_dict(memory)
-            s.generator.set_state(stream)
-        self.count = count
-        return self
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    """Logits of all images in eval mode, with the same noise every time."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    with noise_from(model, GeneratorNoise(torch.Generator().manual_seed(5))):
-        out: Tensor = model(X)
-    for m, mode in modes:
-        m.training = mode
-    return out
-
-
-def natural(steps: int) -> tuple[nn.Module, torch.optim.SGD]:
-    """Plain PyTorch training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = tiny()
-    optimizer = optimiser(model)
-    for k in range(steps):
-        x, y = batch(k)
-        loss = F.cross_entropy(model.train()(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model, optimizer
-
-
-def fresh(defense: Defense) -> Defense:
-    """The same settings with an empty memory."""
-    return dataclasses.replace(defense)
-
-
-def equal(a: typing.Iterable[Tensor], b: typing.Iterable[Tensor]) -> bool:
-    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+def cases(table: typing.Mapping[str, typing.Sequence[Defense | Case]]) -> list[typing.Any]:
+    return [
+        pytest.param(d if isinstance(d, Case) else Case(d), id=f"{key}-{i}")
+        for key, ds in table.items()
+        for i, d in enumerate(ds)
+    ]
 
 
 def test_tables_cover_all_defenses() -> None:
     assert set(ZERO) == set(STRONG) == set(DEFENSES)
     for table in (ZERO, STRONG):
-        assert all(type(d) is DEFENSES[key] for key, ds in table.items() for d in ds)
+        assert all(table.values())
+        for param in cases(table):
+            assert type(param.values[0].defense) is DEFENSES[param.id.rpartition("-")[0]]
     assert {cls for cls, _, _ in INVALID} == set(DEFENSES.values())
 
 
@@ -400,9 +271,9 @@ def test_invalid_settings_are_refused_by_name(
         cls(**settings)
 
 
-@pytest.mark.parametrize("defense", cases(ZERO))
-def test_zero_strength_is_natural_training(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(7)
+@pytest.mark.parametrize("case", cases(ZERO))
+def test_zero_strength_is_natural_training(case: Case) -> None:
+    loop = case.loop().run(7)
     model, optimizer = natural(7)
     assert equal(loop.model.parameters(), model.parameters())
     assert equal(loop.model.buffers(), model.buffers())
@@ -411,16 +282,16 @@ def test_zero_strength_is_natural_training(defense: Defense) -> None:
     assert torch.equal(loop.logits(), logits(model))
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_strength_changes_the_result(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(7)
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_strength_changes_the_result(case: Case) -> None:
+    loop = case.loop().run(7)
     assert all(torch.isfinite(torch.tensor(loop.losses)))
-    assert not torch.allclose(loop.logits(), logits(natural(7)[0]), atol=1e-3)
+    assert not torch.allclose(loop.logits(), logits(natural(7, case.optimiser)[0]), atol=1e-3)
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_deploy_leaves_its_argument_alone(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(4)
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_deploy_leaves_its_argument_alone(case: Case) -> None:
+    loop = case.loop().run(4)
     before = {k: v.clone() for k, v in loop.model.state_dict().items()}
     sources = [m.noise_source for m in loop.model.modules() if isinstance(m, RandomModule)]
     deployed = loop.deployed()
@@ -436,32 +307,27 @@ def test_deploy_leaves_its_argument_alone(defense: Defense) -> None:
     assert len(deployed_layers) == len(sources)
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_deployed_network_is_the_trained_one_unless_split(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(4)
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_deployed_network_is_the_trained_one_unless_split(case: Case) -> None:
+    loop = case.loop().run(4)
     assert torch.equal(loop.logits(), loop.logits())
-    splits = isinstance(defense, ADMM) or (isinstance(defense, Splitting) and defense.beta > 0)
+    d = case.defense
+    splits = isinstance(d, ADMM) or (isinstance(d, Splitting) and d.beta > 0)
+    splits |= isinstance(d, Lasso) and max(d.sparsity, d.threshold) > 0
     assert torch.equal(loop.logits(), logits(loop.model)) != splits
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
+@pytest.mark.parametrize("case", cases(STRONG))
 @pytest.mark.parametrize("killed_after", [1, 4, 6])
-def test_resumed_run_equals_unbroken_run(defense: Defense, killed_after: int) -> None:
-    unbroken = Loop([fresh(defense)]).run(8)
-    file = io.BytesIO()
-    torch.save(Loop([fresh(defense)]).run(killed_after).state(), file)
-    file.seek(0)
-    resumed = Loop([fresh(defense)]).load(torch.load(file, weights_only=True), killed_after)
-    resumed.run(8 - killed_after)
-    assert equal(resumed.model.state_dict().values(), unbroken.model.state_dict().values())
-    assert torch.equal(resumed.logits(), unbroken.logits())
-    assert torch.equal(resumed.steps[0].generator.get_state(), unbroken.steps[0].generator.get_state())
-    assert resumed.losses == unbroken.losses[killed_after:]
+def test_resumed_run_equals_unbroken_run(case: Case, killed_after: int) -> None:
+    unbroken, broken = case.loop().run(8), case.loop().run(killed_after)
+    resumed = case.loop().load(broken.saved(), killed_after).run(8 - killed_after)
+    same_run(resumed, unbroken, killed_after)
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_state_is_a_copy(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(3)
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_state_is_a_copy(case: Case) -> None:
+    loop = case.loop().run(3)
     first = loop.state()["defenses"][0]
     file = io.BytesIO()
     torch.save(first, file)
@@ -471,19 +337,19 @@ def test_state_is_a_copy(defense: Defense) -> None:
     assert file.getvalue() == again.getvalue()
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_other_random_streams_stay_put(defense: Defense) -> None:
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_other_random_streams_stay_put(case: Case) -> None:
     before = torch.get_rng_state()
-    loop = Loop([Defense(), fresh(defense), Defense()]).run(7)
+    loop = Loop([Defense(), fresh(case.defense), Defense()], case.optimiser).run(7)
     loop.deployed()
     assert torch.equal(torch.get_rng_state(), before)
     for s, seed in ((loop.steps[0], 7), (loop.steps[2], 9)):
         assert torch.equal(s.generator.get_state(), torch.Generator().manual_seed(seed).get_state())
 
 
-@pytest.mark.parametrize("defense", cases(STRONG))
-def test_hooks_before_the_backward_pass_leave_the_network_alone(defense: Defense) -> None:
-    loop = Loop([fresh(defense)]).run(4)
+@pytest.mark.parametrize("case", cases(STRONG))
+def test_hooks_before_the_backward_pass_leave_the_network_alone(case: Case) -> None:
+    loop = case.loop().run(4)
     d, s = loop.defenses[0], loop.steps[0]
     list(loop.model.modules())[-1].eval()  # a mix of modes must come back as it was
     modes = [m.training for m in loop.model.modules()]
@@ -503,15 +369,16 @@ def test_hooks_before_the_backward_pass_leave_the_network_alone(defense: Defense
 
 
 def test_all_compose() -> None:
-    loop = Loop([fresh(STRONG[key][0]) for key in ("enresnet", "pgd_at", "clip", "spectral_penalty", "rgsm")])
-    loop.run(2 * EPOCH)
+    strong = {param.id: param.values[0].defense for param in cases(STRONG)}
+    keys = ("enresnet", "pgd_at", "clip", "spectral_penalty", "rgsm")
+    loop = Loop([fresh(strong[f"{key}-0"]) for key in keys]).run(2 * EPOCH)
     assert all(torch.isfinite(torch.tensor(loop.losses)))
     assert loop.logits().isfinite().all()
     assert all(d.memory for d in loop.defenses[2:])
 
 
 def test_order_of_defenses_without_common_state_does_not_matter() -> None:
-    a, b = STRONG["rgsm"][0], STRONG["enresnet"][1]
+    a, b = RGSM(lam=0.1, beta=0.5), EnResNet(members=1, scale="batch")
     one, other = Loop([fresh(a), fresh(b)]), Loop([fresh(b), fresh(a)])
     for s in (one.steps[1], other.steps[0]):
         s.generator.manual_seed(3)
