@@ -54,6 +54,7 @@ def refusal(claimed: Mapping[str, float | None], counts: Mapping[str, Any]) -> s
         if each["binding"] and each["achieved"] < each["percent"] - each["slack"]:
             return (
                 f"{each['defense']} was asked for {each['percent']:g} % of the {each['kind']}s, the saved file has "
-                f"{each['achieved']:.2f} % (selected before the last pruning? see select_after; refilled by a later stage? see hold_zeros)"
+                f"{each['achieved']:.2f} % (selected before the last pruning? see select_after; refilled by a later "
+                "stage? see hold_zeros)"
             )
     return ""
