@@ -272,7 +272,7 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="attacks, defenses, models, datasets, optimizers, schedules, suites or configs.",
+            help="attacks, defenses, regularisers, models, datasets, optimizers, schedules, suites or configs.",
             show_default=False,
         ),
     ],

@@ -12,6 +12,7 @@ from robustbench_sparse.errors import UserError, near, one_line
 TABLES = {
     "attacks": "attacks:ATTACKS",
     "defenses": "defenses:DEFENSES",
+    "regularisers": "defenses:REGULARISERS",
     "models": "robustbench_sparse.models:MODELS",
     "datasets": "robustbench_sparse.data:DATASETS",
     "optimizers": "robustbench_sparse.optim:OPTIMISERS",
