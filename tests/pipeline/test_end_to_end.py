@@ -211,7 +211,7 @@ def test_compare_counts_the_flips_of_two_runs(results: Path, tmp_path: Path) -> 
     for arguments, problem in (
         (["compare", str(one), str(tmp_path)], "not a run's folder"),
         (["compare", str(one), str(two), "--attack", "wosrt"], "did you mean"),
-        (["compare", str(one), str(two), "--format", "latex"], "table or csv"),
+        (["compare", str(one), str(two), "--format", "latex"], "expected table, csv"),
     ):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 2
