@@ -164,7 +164,8 @@ def history(
             raise UserError("--plot: expected no --layers with it")
         histories.plot(means, plot, folder.absolute().name)
     if form == "csv":
-        sys.stdout.write((found if seeds else means).to_csv(index=False, lineterminator="\n"))
+        table = found if seeds else means
+        sys.stdout.write(table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     else:
         sys.stdout.write(histories.text_of(means))
     if plot is not None:

@@ -139,6 +139,9 @@ def plot(table: pd.DataFrame, path: Path, title: str = "") -> None:
             (line,) = ax.plot(x, mean, label=run)
             ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel="epoch", ylabel=_TITLES[column])
+        low = table[f"{column}_mean"].quantile(0.05)
+        if column.endswith("accuracy") and not pd.isna(low):  # the first epochs would flatten all others
+            ax.set_ylim(low - 0.5, 100.2)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="small")
     save(figure, path)
