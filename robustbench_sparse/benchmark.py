@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from robustbench_sparse.speed import Speed, for_attacks, recorded
 from robustbench_sparse.stored import rebuilt
 from robustbench_sparse.streams import derive
 from robustbench_sparse.train import Trainer, on_device
+
+FOLDING_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as folding it
 
 
 def run_benchmark(
@@ -84,14 +87,19 @@ def run_benchmark(
     folder = Path(out) / plan.config.name
     with locked(folder), cpu_threads(plan.config.threads):
         _write_manifest(folder, plan, dataset)
+        due = 0.0
         for seed in plan.config.seeds:
             for run in runs:
                 place = locate(folder, plan, run, seed, dataset)
                 _train(place, plan, run, data, show)
                 kin = _relatives(folder, plan, run, seed, data, dataset, runs, show)
                 _evaluate(place, plan, run, data, dataset, kin, show)
-                table = leaderboard.write(folder)
-    return table
+                # Folding takes longer the more rows there are; after every one of them it would cost minutes.
+                began = time.monotonic()
+                if began >= due:
+                    leaderboard.write(folder)
+                    due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
+        return leaderboard.write(folder)
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
