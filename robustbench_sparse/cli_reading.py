@@ -165,7 +165,7 @@ def history(
         histories.plot(means, plot, folder.absolute().name)
     if form == "csv":
         table = found if seeds else means
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+        sys.stdout.write(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
     else:
         sys.stdout.write(histories.text_of(means))
     if plot is not None:
