@@ -12,11 +12,11 @@ from benchmarks.stepper import LR, Build, Stepper, minibatch, no_images, sgd
 from benchmarks.timing import Side, Spread, interleave
 from defenses import RVSM, AdaBreg, Defense, L1FilterPrune, LinBreg, ProxSGD, Step
 from defenses.base import conv_weights, prunable
-from robustbench_sparse.certificate.sparsity_records import same_logits
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.plugins import build
 from robustbench_sparse.shrink import shrink_network
+from robustbench_sparse.shrink.proof import same_logits
 from robustbench_sparse.sparsity import count_macs, zero_shares
 from robustbench_sparse.train import on_device
 

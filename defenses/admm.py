@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import LAYERS, Asked, Kind, Layers, Log, Step, chosen_weights
+from defenses.base import KINDS, LAYERS, Asked, Kind, Layers, Log, Step, chosen_weights
 from defenses.regularisers import group_norms
 from defenses.splitting import WeightsInScope
-from defenses.target_sparsity import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

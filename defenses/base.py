@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ Make = Callable[[], nn.Module]
 Log = dict[str, float]
 Layers = Literal["conv", "linear", "all"]
 Kind = Literal["weight", "channel", "kernel", "row"]
+KINDS: tuple[str, ...] = get_args(Kind)
 ZERO_CHANNEL = 1e-15  # a channel of smaller l2 norm counts as zero (Dinh 4.2.3)
 
 
@@ -195,6 +196,11 @@ def chosen_weights(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
     """
     check(layers in LAYERS, "layers", " or ".join(LAYERS), layers)
     return LAYERS[layers](model)
+
+
+def counted_weights(model: nn.Module, kind: Kind) -> tuple[str, ...]:
+    """Names of the prunable weights that have such things to count: a linear layer has no channels and kernels."""
+    return tuple(name for name, w in prunable(model).items() if kind in ("weight", "row") or w.ndim > 2)
 
 
 LAYERS: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from attacks.base import RandomModule
 from defenses.enresnet import Noise
+from defenses.tracing import traced_nodes
 
 # The layout of a value: channels of maps (B, C, H, W), or columns (B, C * n) in which channel c has the n columns
 # from c * n on; None is unknown.
@@ -83,11 +83,7 @@ def outputs_of(model: nn.Module) -> dict[str, Output]:
     Layers that run twice, share weights, have groups or carry hooks are left out. Empty where the forward pass
     cannot be traced. The weights may be on "meta".
     """
-    try:
-        nodes = list(_Tracer().trace(model).nodes)
-    except Exception:  # a forward pass may do anything
-        return {}
-    return _Graph(model, nodes).outputs()
+    return _Graph(model, traced_nodes(model)).outputs()
 
 
 def kept_without(
@@ -126,13 +122,6 @@ def kept_without(
             gone = channels.repeat_interleave(columns)
             prune(f"{name}.weight", gone.view(1, -1, *[1] * (own[f"{name}.weight"].ndim - 2)))
     return kept
-
-
-class _Tracer(fx.Tracer):
-    """Sees torch's layers and random ones, and not what happens inside them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, RandomModule) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Graph:

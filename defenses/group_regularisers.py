@@ -46,6 +46,12 @@ def group_norms(w: Tensor, group: Group) -> Tensor:
     return norms
 
 
+def group_means(w: Tensor, group: Group) -> Tensor:
+    """Root mean square of every group, ||w_g||_2 / sqrt(n_g), which compares groups of different size; see above."""
+    norms = group_norms(w, group)
+    return norms / math.sqrt(w.numel() / norms.numel())
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Grouped:
     """Base of the group regularisers.

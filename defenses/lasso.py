@@ -21,7 +21,7 @@ from defenses.regularisers import (
     GroupLasso,
     Regulariser,
     RegulariserEntry,
-    group_norms,
+    group_means,
     make_regulariser,
 )
 
@@ -139,8 +139,7 @@ def _sizes(regulariser: Regulariser, w: Tensor) -> Tensor:
     group = _group(regulariser)
     if group is None:
         return w.detach().abs()
-    norms = group_norms(w.detach(), group)
-    return norms / math.sqrt(w.numel() / norms.numel())
+    return group_means(w.detach(), group)
 
 
 def _kind(regulariser: Regulariser, layers: Layers) -> Kind | None:

@@ -6,7 +6,6 @@ https://arxiv.org/abs/1803.03635.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import Asked, Kind, Layers, Log, Step, chosen_weights
+from defenses.base import KINDS, Asked, Kind, Layers, Log, Step, chosen_weights
 from defenses.masks import Masked, share_of, smallest
-from defenses.regularisers import group_norms
-from defenses.target_sparsity import KINDS
+from defenses.regularisers import group_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +138,7 @@ class MagnitudePrune(Masked):
 
     def _scores(self, w: Tensor) -> Tensor:
         """|w|, or the groups' root mean squares, which broadcast against the weight."""
-        if self.group == "weight":
-            return w.abs()
-        norms = group_norms(w, self.group)
-        return norms * math.sqrt(norms.numel() / w.numel())
+        return w.abs() if self.group == "weight" else group_means(w, self.group)
 
     def _counts(self, weights: list[Tensor], rounds: int) -> list[int]:
         """Zeros after so many rounds: of all layers together, or of each."""

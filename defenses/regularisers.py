@@ -22,6 +22,7 @@ from defenses.group_regularisers import (
     GroupL0,
     GroupLasso,
     SparseGroupLasso,
+    group_means,
     group_norms,
 )
 
@@ -162,6 +163,7 @@ __all__ = [
     "SparseGroupLasso",
     "TransformedL1",
     "Zero",
+    "group_means",
     "group_norms",
     "make_regulariser",
     "prox_many",

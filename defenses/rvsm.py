@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import LAYERS, Asked, Kind, Layers, Log, Step, chosen_weights, prunable
+from defenses.base import KINDS, LAYERS, Asked, Kind, Layers, Log, Step, chosen_weights, counted_weights
 from defenses.regularisers import (
     L0,
     L1,
@@ -23,7 +23,7 @@ from defenses.regularisers import (
     prox_many,
 )
 from defenses.splitting import Splitting
-from defenses.target_sparsity import KINDS, steered
+from defenses.target_sparsity import steered
 
 ELEMENTWISE = (L1, L0, TransformedL1, L1Nonnegative, Zero)
 
@@ -85,14 +85,14 @@ class RVSM(Splitting):
                 p.prox(torch.ones([2] * dims, device="cpu"), 0.1)
             except ValueError as e:
                 raise ValueError(f"regulariser: {e}") from None
-        if self.target_sparsity is not None and not self._counted(model):
+        if self.target_sparsity is not None and not counted_weights(model, self.target_kind):
             raise ValueError(f"target_kind: expected a network with {self.target_kind}s to count, got none")
 
     def asked(self, model: nn.Module) -> Asked | None:
         """The target: a goal, since nothing is projected."""
         if self.target_sparsity is None:
             return None
-        percent, names = float(self.target_sparsity), self._counted(model)
+        percent, names = float(self.target_sparsity), counted_weights(model, self.target_kind)
         return Asked(kind=self.target_kind, percent=percent, names=names, binding=False)
 
     def thresholded(self, weights: Sequence[Tensor], step: float) -> list[Tensor]:
@@ -123,12 +123,6 @@ class RVSM(Splitting):
             raise ValueError(f"target_kind: expected a network with {self.target_kind}s to count, got none")
         self.memory["lam"] = steered(used, sparsity, self.target_sparsity, self.target_gain)
         return {**log, "lam": used}
-
-    def _counted(self, model: nn.Module) -> tuple[str, ...]:
-        """The weights whose zeros are counted: all there are, pruned or not, as everywhere."""
-        # A linear layer has no channels and kernels to count.
-        anywhere = self.target_kind in ("weight", "row")
-        return tuple(name for name, w in prunable(model).items() if anywhere or w.ndim > 2)
 
 
 def _is_channels_last(w: Tensor) -> bool:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from torch import nn
 
 from attacks.base import check
-from defenses.base import Asked, Defense, Kind, Log, Step, chosen_weights
-
-KINDS: tuple[str, ...] = get_args(Kind)
+from defenses.base import KINDS, Asked, Defense, Kind, Log, Step, counted_weights
 
 
 def steered(
@@ -78,7 +75,7 @@ class TargetSparsity(Defense):
 
     def check(self, model: nn.Module) -> None:
         """There must be something to make sparse."""
-        if self.target is not None and not _in_scope(model, self.kind):
+        if self.target is not None and not counted_weights(model, self.kind):
             raise ValueError(f"target_sparsity: expected a network with {self.kind}s to make zero, got none")
 
     def check_stage(self, s: Step) -> None:
@@ -90,7 +87,7 @@ class TargetSparsity(Defense):
         """The target: a goal, since nothing is projected."""
         if self.target is None:
             return None
-        names = _in_scope(model, self.kind)
+        names = counted_weights(model, self.kind)
         return Asked(kind=self.kind, percent=float(self.target), names=names, binding=False)
 
     def end_epoch(self, s: Step) -> Log:
@@ -129,9 +126,3 @@ def _regularised(s: Step) -> list[dict[str, Any]]:
 
 def _lams(groups: list[dict[str, Any]]) -> list[float]:
     return [g["lam"] for g in groups]
-
-
-def _in_scope(model: nn.Module, kind: Kind) -> tuple[str, ...]:
-    weights: Mapping[str, Any] = chosen_weights(model, "all")
-    # A linear layer has no channels and kernels to count.
-    return tuple(name for name, w in weights.items() if kind in ("weight", "row") or w.ndim > 2)

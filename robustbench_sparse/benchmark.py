@@ -19,7 +19,7 @@ from robustbench_sparse.config import load, resolve
 from robustbench_sparse.data.base import DataError, Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device, cpu_threads
-from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse.errors import UserError, check_runs_exist, one_line
 from robustbench_sparse.files import locked, read_json, write_json
 from robustbench_sparse.fitting import check_runs
 from robustbench_sparse.judge import Judge, Protocol, plain
@@ -87,28 +87,22 @@ def run_benchmark(
     folder = Path(out) / plan.config.name
     with locked(folder), cpu_threads(plan.config.threads):
         _write_manifest(folder, plan, dataset)
-        due = 0.0
-        for seed in plan.config.seeds:
-            for run in runs:
-                place = locate(folder, plan, run, seed, dataset)
-                _train(place, plan, run, data, show)
-                kin = _relatives(folder, plan, run, seed, data, dataset, runs, show)
-                _evaluate(place, plan, run, data, dataset, kin, show)
-                # Folding takes longer the more rows there are; after every one of them it would cost minutes.
-                began = time.monotonic()
-                if began >= due:
-                    leaderboard.write(folder)
-                    due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
+        rows, due = [(seed, run) for seed in plan.config.seeds for run in runs], 0.0
+        for number, (seed, run) in enumerate(rows, 1):
+            place = locate(folder, plan, run, seed, dataset)
+            _train(place, plan, run, data, show)
+            kin = _relatives(folder, plan, run, seed, data, dataset, runs, show)
+            _evaluate(place, plan, run, data, dataset, kin, show)
+            # Folding takes longer the more rows there are; after every one of them it would cost minutes.
+            began = time.monotonic()
+            if number < len(rows) and began >= due:
+                leaderboard.write(folder)
+                due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
         return leaderboard.write(folder)
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
-    labels = [r.label for r in plan.runs]
-    for label in only:
-        if label not in labels:
-            raise UserError(
-                f"--only {label}: no such run{near(label, labels)}; there are: {', '.join(labels)}"
-            )
+    check_runs_exist(only, [r.label for r in plan.runs])
     return [r for r in plan.runs if not only or r.label in only]
 
 

@@ -11,6 +11,11 @@ import typer
 from robustbench_sparse.cli_common import check_format, radius
 from robustbench_sparse.errors import UserError
 
+TableOrCsv = Annotated[str, typer.Option("--format", help="table or csv.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False)
+]
+
 
 def check(
     folder: Annotated[
@@ -43,7 +48,7 @@ def compare(
     attack: Annotated[
         str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+    form: TableOrCsv = "table",
 ) -> None:
     """Compare two runs on the same images: is the difference more than noise, and which images flip?
 
@@ -96,11 +101,8 @@ def curve(
     eps: Annotated[
         str | None, typer.Option(help="Radii, as in 0,0.1,8/255; by default 21 of them.", show_default=False)
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
-    ] = None,
+    form: TableOrCsv = "table",
+    plot: Plot = None,
 ) -> None:
     """Accuracy at every radius, from one outcome of an attack that seeks the smallest perturbation.
 
@@ -135,11 +137,8 @@ def history(
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself; CSV only.")] = False,
     seeds: Annotated[bool, typer.Option("--seeds", help="Every seed by itself; CSV only.")] = False,
-    form: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False),
-    ] = None,
+    form: TableOrCsv = "table",
+    plot: Plot = None,
 ) -> None:
     """How trainings went: accuracy, l1 norm and non-zero weights after every epoch.
 

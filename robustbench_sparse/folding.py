@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from attacks.base import RandomModule
+from defenses.tracing import traced_nodes
 
 Refresh = Callable[[nn.Module], None]
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -75,28 +75,13 @@ class Stem(nn.Module):
         return convolved
 
 
-class _Tracer(fx.Tracer):
-    """Sees layers, ours and torch's, and not what happens inside them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, RandomModule) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _nodes(model: nn.Module) -> list[fx.Node]:
-    """The calls of a forward pass in the order in which they run; none where it cannot be traced."""
-    try:
-        return list(_Tracer().trace(model).nodes)
-    except Exception:  # a forward pass may do anything
-        return []
-
-
 def pairs_of(model: nn.Module) -> dict[str, str]:
     """Batch-norm layers that directly follow a convolution or linear layer: name of the layer -> of the norm.
 
     Empty where the network's forward pass cannot be traced. A pair is safe to fold: both layers run once, and
     the first one's output goes nowhere else.
     """
-    nodes = _nodes(model)
+    nodes = traced_nodes(model)
     modules = dict(model.named_modules())
     calls: dict[nn.Module, int] = {}
     for node in nodes:
@@ -122,7 +107,7 @@ def stems_of(model: nn.Module) -> list[str]:
     Where the network's forward pass cannot be traced: the first such layer in its list.
     """
     modules = dict(model.named_modules())
-    nodes = _nodes(model)
+    nodes = traced_nodes(model)
     if not nodes:
         return [name for name, m in modules.items() if isinstance(m, _FOLDABLE)][:1]
     found: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_sparse.errors import UserError, near
+from robustbench_sparse.errors import UserError, check_runs_exist
 from robustbench_sparse.outcomes import read_manifest
 from robustbench_sparse.plots import new_figure, save
 
@@ -44,11 +44,7 @@ def collect(folder: Path, only: Sequence[str] = (), layers: bool = False) -> pd.
     """
     manifest = read_manifest(folder)
     labels = list(dict.fromkeys(entry["run"] for entry in manifest["runs"]))
-    for label in only:
-        if label not in labels:
-            raise UserError(
-                f"--only {label}: no such run{near(label, labels)}; there are: {', '.join(labels)}"
-            )
+    check_runs_exist(only, labels)
     parts = []
     for entry in manifest["runs"]:
         path = folder / "runs" / entry["run_id"] / ("layers.csv" if layers else "history.csv")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from robustbench_sparse.claims import against_asked
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.sparsity import count_layers, count_sparsity, shares_of
+from robustbench_sparse.sparsity import count_layers, count_sparsity, count_zeros
 from robustbench_sparse.targets import Target, data_of, images_of, resolve_target
 
 FORMATS = ("table", "csv", "markdown")
@@ -48,13 +48,7 @@ def count(
     images = _images(found, dataset, data_root, changes)
     if images is None:
         layers = count_layers(found.model)
-        parameters = list(found.model.parameters())
-        counts: dict[str, Any] = {
-            **shares_of(layers),
-            "parameters": sum(p.numel() for p in parameters),
-            "nonzero_parameters": sum(int(p.count_nonzero()) for p in parameters),
-            "layers": layers,
-        }
+        counts: dict[str, Any] = {**count_zeros(found.model, layers), "layers": layers}
     else:
         try:
             counts = count_sparsity(found.model, images["channels"], images["size"])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_sparse.claims import POINTS
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.leaderboard import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN, fold
 from robustbench_sparse.stats import difference, wilson
 
-SPARSITY_TOLERANCE = 0.1  # percentage points
 _EQUAL = ("parameters", "macs")
 _NOT_COMPARED = {
     *(*IDENTITY, *SECONDS, *BELIEF, *TRAIN),
@@ -122,9 +122,9 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
         return None if value == wanted else _difference(run, column, wanted, value, "expected to be equal")
     if column in SPARSITIES:
         # The slack is for binary fractions: 80.1 - 80.0 is above 0.1 in floating point.
-        if abs(value - wanted) <= SPARSITY_TOLERANCE + 1e-9:
+        if abs(value - wanted) <= POINTS + 1e-9:
             return None
-        return _difference(run, column, wanted, value, f"more than {SPARSITY_TOLERANCE} points apart")
+        return _difference(run, column, wanted, value, f"more than {POINTS} points apart")
     images = float(rows["n"].astype("float64").min(skipna=False))
     if math.isnan(images):
         return _difference(run, column, wanted, value, "the measured row has no n")

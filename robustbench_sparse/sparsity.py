@@ -41,14 +41,21 @@ def count_sparsity(model: nn.Module, channels: int, size: int) -> dict[str, Any]
         }
         for layer in count_layers(model)
     ]
+    return {
+        **count_zeros(model, layers),
+        "macs": sum(layer["macs"] for layer in layers),
+        "sparse_macs": sum(layer["sparse_macs"] for layer in layers),
+        "layers": layers,
+    }
+
+
+def count_zeros(model: nn.Module, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What can be counted without an image: ``zero_shares`` of the layers counted, parameters, and those not zero."""
     parameters = list(model.parameters())
     return {
         **shares_of(layers),
         "parameters": sum(p.numel() for p in parameters),
         "nonzero_parameters": sum(int(p.count_nonzero()) for p in parameters),
-        "macs": sum(layer["macs"] for layer in layers),
-        "sparse_macs": sum(layer["sparse_macs"] for layer in layers),
-        "layers": layers,
     }
 
 

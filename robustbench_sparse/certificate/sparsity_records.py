@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.base import NoiseOff
 from defenses.base import prunable
-from robustbench_sparse.certificate.attack_records import LISTED, OWN, ROUNDING
+from robustbench_sparse.certificate.attack_records import LISTED, OWN
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.claims import POINTS
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.fast import logits_in_parts
 from robustbench_sparse.files import fill, load_weights, read_json
 from robustbench_sparse.paired import compare
 from robustbench_sparse.runs import sha256
+from robustbench_sparse.shrink.proof import TOLERANCE, differences
 from robustbench_sparse.sparsity import count_sparsity
 from robustbench_sparse.stored import architecture, has_recipe
-
-POINTS = 0.1  # percentage points of a sparsity
 
 
 def s1(s: Subject) -> Finding:
@@ -157,22 +154,6 @@ def s3(s: Subject) -> Finding:
     return Finding(status="reported", done=done, measured=measured, why=verdict)
 
 
-def same_logits(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[float, float]:
-    """How far two networks are apart, noise off.
-
-    Args:
-        first, second: networks in eval mode, on the images' device.
-        x: images (B, C, H, W).
-
-    Returns:
-        The largest difference of their logits, inf where one is not finite; and the largest size of the first's logits.
-    """
-    a, b = (logits_in_parts(NoiseOff(network).eval(), x).float() for network in (first, second))
-    if a.shape != b.shape or not bool(a.isfinite().all() and b.isfinite().all()):
-        return math.inf, math.inf
-    return (a - b).abs().max().item(), a.abs().max().item()
-
-
 def s4(s: Subject) -> Finding:
     """The network without its dead channels."""
     try:
@@ -181,13 +162,8 @@ def s4(s: Subject) -> Finding:
         return skipped(str(e))
     if small is None:
         return skipped("no channels were removed: the masked network itself is judged")
-    difference, size = same_logits(s.model, small, s.x)
-    how = "noise off"
-    if s.stochastic and math.isfinite(difference):
-        first, second = (s.logits(s.x, s.random("s4"), network) for network in (s.model, small))
-        difference = max(difference, (first - second).abs().max().item())
-        how = "noise off, and with equal noise on"
-    allowed = ROUNDING * max(1.0, size) if math.isfinite(size) else 0.0
+    difference, allowed = differences(s.model, small, s.x, lambda: s.random("s4"))
+    how = "noise off, and with equal noise on" if s.stochastic else "noise off"
     done = f"logits of the masked and the shrunk network on {len(s)} images, {how}"
     measured: dict[str, Value] = {"largest difference": difference, "allowed": allowed}
     for name, network in (("parameters", s.model), ("parameters left", small)):
@@ -238,7 +214,7 @@ CHECKS: tuple[Check, ...] = (
         id="S4",
         title="removing dead channels changes nothing",
         source=OWN,
-        rule=f"largest difference of the logits <= {ROUNDING} (times the largest logit, where that is above 1)",
+        rule=f"largest difference of the logits <= {TOLERANCE} (times the largest logit, where that is above 1)",
         meaning="The shrunk network computes something else; speed and accuracy belong to different networks.",
         advice="Look at what a dead channel still adds: biases, and batch-norm's shift.",
         run=s4,

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from attacks.base import RandomModule, Silence, noise_from
+from attacks.base import Silence, noise_from
+from defenses.tracing import LayerTracer
 from robustbench_sparse.errors import UserError, one_line
 
 Mixing = nn.Conv2d | nn.Linear
@@ -54,11 +55,6 @@ class Liveness:
     constant: dict[str, Tensor] = field(default_factory=dict)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, RandomModule) or super().is_leaf_module(m, module_qualified_name)
-
-
 class _Shapes(fx.Interpreter):
     """Runs the pass and keeps the shape of every tensor."""
 
@@ -84,7 +80,7 @@ def liveness(model: nn.Module, example: Tensor) -> Liveness:
         UserError: the forward pass cannot be traced.
     """
     try:
-        graph = _Tracer().trace(model)
+        graph = LayerTracer().trace(model)
         runner = _Shapes(fx.GraphModule(model, graph))
         with torch.no_grad(), noise_from(model, Silence()):
             runner.run(example)

@@ -25,7 +25,6 @@ from robustbench_sparse.certificate import attack_records, seeds_and_data, spars
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Finding
 from robustbench_sparse.certificate.seeds_and_data import DataFacts, facts_of
-from robustbench_sparse.certificate.sparsity_records import same_logits
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data.base import Dataset
@@ -35,6 +34,7 @@ from robustbench_sparse.files import load_weights, read_json, save_weights, writ
 from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Silent
+from robustbench_sparse.shrink.proof import same_logits
 from robustbench_sparse.sparsity import count_sparsity
 from robustbench_sparse.stored import has_recipe, rebuilt
 
