@@ -248,6 +248,54 @@ def exact_of(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return exact
 
 
+def answer(model: nn.Module, x: Tensor) -> Tensor:
+    """A network's logits (B, K) for a copy of the images (B, C, H, W), in a tensor of their own.
+
+    A network may write into its input, behind autograd's back, or into what it gave before.
+    """
+    out: Tensor = model(x.clone())
+    return out.clone()
+
+
+class SeesCopies(nn.Module):
+    """A network asked by way of ``answer``: what it writes changes its own answer and nothing else.
+
+    Args:
+        model: the network; its modes are its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    @property
+    def exact(self) -> Callable[[Tensor], Tensor] | None:
+        """What ``exact_of`` looks for."""
+        exact = exact_of(self.model)
+        return None if exact is None else lambda x: exact(x.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K)."""
+        return answer(self.model, x)
+
+
+def check_candidate(candidate: object, x: Tensor) -> Tensor:
+    """What an attack gave, if it is images like the clean ones ``x``.
+
+    Raises:
+        ValueError: for anything else: another shape would be broadcast, another kind of number lose its meaning.
+    """
+    check(isinstance(candidate, Tensor), "candidate", "a tensor", type(candidate).__name__)
+    assert isinstance(candidate, Tensor)
+    check(
+        candidate.shape == x.shape, "candidate", f"images of shape {tuple(x.shape)}", tuple(candidate.shape)
+    )
+    check(candidate.is_floating_point(), "candidate", "floating-point numbers", candidate.dtype)
+    check(candidate.device.type == x.device.type, "candidate", f"images on {x.device}", str(candidate.device))
+    return candidate
+
+
 def logits_of(model: nn.Module, x: Tensor, random: SampleRandom, draws: int = 1) -> Tensor:
     """Logits (B, K) of images (B, C, H, W): the mean over ``draws`` passes when the network is random."""
     if not is_stochastic(model):
@@ -343,8 +391,8 @@ class Attack(ABC):
             Adversarial candidates (B, C, H, W), detached. With eps = 0, the clean images.
 
         Raises:
-            ValueError: for a model in training mode, images outside [0, 1], shapes that do not fit or a threat
-                the attack cannot work in.
+            ValueError: for a model in training mode, images outside [0, 1], shapes that do not fit, a threat the
+                attack cannot work in, or an attack whose candidates are no images like ``x``.
         """
         if model.training:
             raise ValueError("expected a model in eval mode, got one in training mode: call model.eval()")
@@ -359,7 +407,8 @@ class Attack(ABC):
             random = SampleRandom.spawn(random, x.shape[0])
         check(len(random) == x.shape[0], "generator", f"{x.shape[0]} random streams", len(random))
         self.check_threat(threat)
-        return self.run(model, x.detach(), y, threat, random).detach()
+        seen = model if isinstance(model, SeesCopies) else SeesCopies(model)
+        return check_candidate(self.run(seen, x.detach(), y, threat, random), x).detach()
 
     @abstractmethod
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:

@@ -18,7 +18,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, GeneratorNoise, SampleRandom, Threat, check, is_stochastic, noise_from
+from attacks.base import (
+    Attack,
+    GeneratorNoise,
+    SampleRandom,
+    Threat,
+    check,
+    check_candidate,
+    is_stochastic,
+    noise_from,
+    per_image,
+)
 
 INSTALL = "pip install 'robustbench_sparse[torchattacks]'"
 LIBRARY_NORMS = {"linf": "Linf", "l2": "L2"}
@@ -175,7 +185,8 @@ class FromTorchattacks(Attack):
             torch.enable_grad(),
         ):
             torch.random.manual_seed(seed)
-            attack = self._build(_Network(model), x, threat, seed)
+            network = _Network(model, x)
+            attack = self._build(network, x, threat, seed)
             if not towards:
                 out: Tensor = attack(x.contiguous(), y)
             elif self.attack in NEED_TRUE_LABEL:
@@ -184,7 +195,15 @@ class FromTorchattacks(Attack):
             else:
                 attack.set_mode_targeted_by_label(quiet=True)
                 out = attack(x.contiguous(), goal)
-        return out.detach().to(x)
+        out = check_candidate(out, x).detach().to(x)
+        if bool(network.broken.any()):
+            with torch.no_grad(), noise_from(model, source):
+                logits = model(out)
+            reached = logits.argmax(1) == goal
+            fooled = logits.isfinite().all(1) & (reached if towards else ~reached)
+            # An image that could not be attacked is not one that withstood: whoever judges it sees no image at all.
+            out = torch.where(per_image(network.broken & ~fooled, out), math.nan, out)
+        return out
 
     def _build(self, model: nn.Module, x: Tensor, threat: Threat, seed: int) -> Any:
         """The library's attack on this network, in this threat."""
@@ -215,20 +234,42 @@ def seed_of(random: SampleRandom) -> int:
 class _Network(nn.Module):
     """What the library gets: a network without parts, whose modes it cannot switch.
 
-    Gradients come back in row-major order, which the library takes for granted.
+    Gradients come back in row-major order, which the library takes for granted. Where a gradient or a logit is not
+    finite it takes the sign of NaN, 0, for a step: such images are remembered.
+
+    Args:
+        model: the network.
+        like: the images of the batch, (B, ...).
+
+    Attributes:
+        broken: images for which a gradient or a logit was not finite, bool (B,).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    broken: Tensor
+
+    def __init__(self, model: nn.Module, like: Tensor) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple, so that torch does not see it as a part
+        self.broken = torch.zeros(len(like), dtype=torch.bool, device=like.device)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(lambda grad: grad.contiguous())  # type: ignore[no-untyped-call]
+            x.register_hook(self._gradient)  # type: ignore[no-untyped-call]
         out: Tensor = self._model[0](x)
+        self._remember(out.detach())
         return out
+
+    def _gradient(self, grad: Tensor) -> Tensor:
+        self._remember(grad)
+        return grad.contiguous()
+
+    def _remember(self, values: Tensor) -> None:
+        # Nothing is read from the device here. Of a part of the batch, or of copies, it is not known which images they
+        # are: all of them may be the ones.
+        rows = ~values.flatten(1).isfinite().all(1)
+        self.broken |= rows if len(rows) == len(self.broken) else rows.any()
 
 
 @contextlib.contextmanager

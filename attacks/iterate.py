@@ -42,8 +42,9 @@ class Best:
     """The best point visited for each image of a batch; until one is found, the clean image.
 
     A point where the network's output is not finite is never counted as fooling it. An image for which such a
-    point was met, and none that fools, yields that point: whoever judges it sees that the network could not
-    be attacked, rather than a network that withstood.
+    point was met, and none that fools, yields no image, but NaN: whoever judges it sees that the network could not
+    be attacked, rather than a network that withstood. The point itself would not do: brought back into the ball, the
+    network may give it finite logits again.
 
     Args:
         x: clean images (B, C, H, W).
@@ -53,7 +54,7 @@ class Best:
         self.point = x.clone()
         self.score = x.new_full((x.shape[0],), -math.inf)
         self.fooled = torch.zeros_like(self.score, dtype=torch.bool)
-        self._broken, self._broken_point = self.fooled.clone(), x.clone()
+        self._broken = self.fooled.clone()
 
     def update(self, rows: Tensor, x_adv: Tensor, margin: Tensor, score: Tensor | None = None) -> None:
         """Show the points just visited.
@@ -71,12 +72,11 @@ class Best:
         self.point[rows] = torch.where(per_image(better, x_adv), x_adv, self.point[rows])
         self.score[rows] = torch.where(better, score, self.score[rows])
         self.fooled[rows] |= finite & (margin > 0)
-        broken_point = torch.where(per_image(finite, x_adv), self._broken_point[rows], x_adv)
-        self._broken_point[rows], self._broken[rows] = broken_point, self._broken[rows] | ~finite
+        self._broken[rows] |= ~finite
 
     def result(self) -> Tensor:
         """One candidate per image, (B, C, H, W)."""
-        return torch.where(per_image(self._broken & ~self.fooled, self.point), self._broken_point, self.point)
+        return torch.where(per_image(self._broken & ~self.fooled, self.point), math.nan, self.point)
 
 
 STRETCHES = (1.0, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2)

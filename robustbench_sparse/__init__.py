@@ -2,6 +2,7 @@
 
 The top floor: config, data, models, the training loop, the judge, leaderboards and the command line.
 ``run_benchmark`` and ``evaluate`` are imported on first use, so that the command line starts quickly.
+``robustbench_sparse.attacks`` and ``robustbench_sparse.defenses`` are the packages ``attacks`` and ``defenses``.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from robustbench_sparse.shadows import refuse_shadows
+
 if TYPE_CHECKING:
     from robustbench_sparse.benchmark import run_benchmark
     from robustbench_sparse.evaluation import evaluate
 
 __all__ = ["__version__", "evaluate", "run_benchmark"]
+refuse_shadows()
 __version__ = metadata.version("robustbench_sparse")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as changed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,20 @@ import torch
 from torch import nn
 
 from attacks.base import is_stochastic
-from robustbench_sparse import leaderboard
+from robustbench_sparse import leaderboard, variants
 from robustbench_sparse.certificate.examination import Examination
 from robustbench_sparse.config import load, resolve
 from robustbench_sparse.data.base import DataError, Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device, cpu_threads
-from robustbench_sparse.errors import UserError, check_runs_exist, one_line
-from robustbench_sparse.files import locked, read_json, write_json
+from robustbench_sparse.errors import UserError, check_runs_exist, contained, one_line
+from robustbench_sparse.files import locked, plain, sha256, write_json
 from robustbench_sparse.fitting import check_runs
-from robustbench_sparse.judge import Judge, Protocol, plain
+from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.plan import Plan, RunPlan
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.relatives import Relative, Relatives, parent_of, twin_of
-from robustbench_sparse.runs import RunFolder, locate, sha256
+from robustbench_sparse.runs import RunFolder, locate
 from robustbench_sparse.sparsity import count_macs
 from robustbench_sparse.speed import Speed, for_attacks, recorded
 from robustbench_sparse.stored import rebuilt
@@ -46,46 +48,54 @@ def run_benchmark(
     device: str = "auto",
     data_root: str | Path | None = None,
     limit: int | None = None,
+    variant: str | None = None,
+    replace: bool = False,
     show: Show | None = None,
 ) -> pd.DataFrame:
     """Train what is missing, evaluate what is missing, write and return the leaderboard.
 
     Args:
         config: a benchmark file, or its content as nested mappings.
-        out: results go to ``<out>/<benchmark's name>/``.
+        out: results go to ``<out>/<benchmark's name>/``; to ``<out>/<benchmark's name>@<change>/`` where ``changes``,
+            ``seeds`` or ``limit`` give the table other rows or numbers. A trial touches no other table.
         changes: ``key.path=value`` assignments applied to the config.
         only: labels of runs to work on; all if empty.
         seeds: in place of the config's.
         device: ``auto``, ``cpu`` or ``cuda``.
         data_root: folder of the data sets.
         limit: judge only so many test images.
+        variant: a name of your own for the changed table, in place of the changes.
+        replace: let a changed config's table take the place of the one that is there.
         show: where progress goes.
 
     Returns:
         The leaderboard, one row per run and seed; also written as ``leaderboard.csv``.
 
     Raises:
-        UserError: bad config, data or folder; nothing has been written then.
+        UserError: bad config, data or folder; nothing has been written then. Or a folder that holds the table of
+            another config, which this one would not only add to.
         Busy: another process works on the same benchmark folder.
     """
     show = show or Silent()
     extra = list(changes)
     if seeds is not None:
-        extra.append(f"seeds={list(seeds)}")
+        extra.append(f"seeds=[{','.join(map(str, seeds))}]")
     if limit is not None:
         extra.append(f"evaluation.limit={limit}")
-    if isinstance(config, Mapping):
-        plan = resolve(dict(config), changes=extra)
-    else:
-        plan = load(Path(config), extra)
+    read = partial(resolve, dict(config)) if isinstance(config, Mapping) else partial(load, Path(config))
+    plan = read(changes=extra)
+    plan = variants.named(plan, read() if extra else plan, extra, variant)
+    folder = Path(out) / plan.config.name
+    plan = variants.fitting(folder, plan, replace=replace)
     runs = _chosen(plan, only)
     target = choose_device(device)
     dataset = load_dataset(plan, data_root)
     data = prepare_data(plan, dataset, target)
     check_runs(runs, data, plan.threat)
 
-    folder = Path(out) / plan.config.name
     with locked(folder), cpu_threads(plan.config.threads):
+        if variants.MARK in folder.name:
+            show.note(f"a variant: its table is {folder}")
         _write_manifest(folder, plan, dataset)
         rows, due = [(seed, run) for seed in plan.config.seeds for run in runs], 0.0
         for number, (seed, run) in enumerate(rows, 1):
@@ -96,7 +106,8 @@ def run_benchmark(
             # Folding takes longer the more rows there are; after every one of them it would cost minutes.
             began = time.monotonic()
             if number < len(rows) and began >= due:
-                leaderboard.write(folder)
+                with contextlib.suppress(UserError):  # a row to come may need mending first
+                    leaderboard.write(folder)
                 due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
         return leaderboard.write(folder)
 
@@ -151,6 +162,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "settings": {a.label: plain(a.record()) for a in plan.attacks},
         "threat": plan.config.threat.model_dump(),
         "certificate": plan.config.evaluation.certificate,
+        "table": variants.table_of(plan),
         "runs": runs,
         "published": plan.published,
     }
@@ -159,10 +171,18 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
 def _train(place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, show: Show) -> None:
     if place.training() is not None:
         return
-    place.prepare(data.device)
     label = f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label
+    folder = place.path.parent.parent
+    if place.adopt(variants.siblings(folder), data.device):
+        show.note(f"{label}: trained already, in another table of this benchmark")
+        return
+    for name in variants.changed_code(folder, place.facts["record"], run.label, place.seed):
+        show.note(f"{label}: the code of {name} has changed since it was trained: trained anew")
+    place.prepare(data.device)
     trainer = Trainer(run, data, plan.threat, place.seed, place.checkpoint, show, label)
-    place.store(trainer.train())
+    with contained(f"runs.{label}: training"):
+        trained = trainer.train()
+    place.store(trained)
 
 
 def _relatives(
@@ -225,8 +245,7 @@ def _evaluate(
         show.note(f"{run.label}: {training['status']}: {training['reason']}")
         return
     model = place.network(run, dataset)
-    path = place.path / "sparsity.json"
-    counts = read_json(path) if path.exists() else place.count(model, data.channels, data.size)
+    counts = place.counts() or place.count(model, data.channels, data.size)
     if counts.get("refused"):
         show.note(f"{run.label}: refused: {counts['refused']}")
         return
@@ -236,7 +255,8 @@ def _evaluate(
         data,
         place.path,
         place.seed,
-        f"{training['weights_sha256']}/{dataset.fingerprint}",
+        # The run's id names the code that builds the network from its weights.
+        f"{training['weights_sha256']}/{dataset.fingerprint}/{place.run_id}",
         show,
         f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label,
         kin,
@@ -253,6 +273,7 @@ def judge_network(
     show: Show,
     title: str,
     kin: Relatives | None = None,
+    gate: Callable[[pd.DataFrame], None] | None = None,
 ) -> None:
     """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
 
@@ -265,6 +286,7 @@ def judge_network(
         identity: names the weights and the data set.
         show, title: where progress goes, and under which name.
         kin: other networks that some attacks and checks need.
+        gate: sees the verdicts on clean images before anything is attacked, and may raise.
     """
     c, kin = plan.config.evaluation, kin or Relatives()
     attacks = [kin.bound(a) for a in plan.attacks]
@@ -278,7 +300,8 @@ def judge_network(
         return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
 
     asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
-    speed = recorded(folder / "speed.json", asked, choose)
+    with contained(f"{title}: measuring its speed"):
+        speed = recorded(folder / "speed.json", asked, choose)
     protocol = Protocol(
         seed=derive(seed, "evaluation"),
         batch_size=speed.batch_size,
@@ -287,13 +310,19 @@ def judge_network(
     )
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    clean = judge.clean()
+    if len(clean) < data.count("test"):
+        return  # it crashed, and the outcome says how
+    if gate is not None:
+        gate(clean)
     if judge.all_done(attacks) and examination.is_done():
         return
-    stand_in, note = speed.stand_in(model, x[: speed.batch_size])
+    with contained(f"{title}: compiling it"):
+        stand_in, note = speed.stand_in(model, x[: speed.batch_size])
     if note:
         show.note(f"{title}: {note}")
     if stand_in is None:
-        protocol = replace(protocol, precision="fp32")
+        protocol = changed(protocol, precision="fp32")
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
     judge.everything(attacks)
     Examination(judge, attacks, c.certificate, plan.threat, kin).make()

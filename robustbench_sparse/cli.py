@@ -17,7 +17,15 @@ import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
 from robustbench_sparse import cli_reading, cli_sparsity
-from robustbench_sparse.cli_common import Changes, DataRoot, check_format, guarded, radius
+from robustbench_sparse.cli_common import (
+    Changes,
+    DataRoot,
+    TrustPlugins,
+    check_format,
+    guarded,
+    modules_of,
+    radius,
+)
 from robustbench_sparse.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,13 +125,23 @@ def run(
     certificate: Certificate = None,
     precision: Precision = None,
     compile: Compile = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name the changed table, in place of its changes.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A changed config's table takes the place of the one there.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
 
     What is already there is kept: after an interrupt the same command goes on,
-    after a change of the config only what it concerns is done again. Exit code 1
-    means that some row has a gap; its status says why.
+    and rows or attacks that are added to the file are added to its table. What
+    is changed on the command line (--set, --seeds, --limit) is a trial: its
+    table goes to OUT/<benchmark>@<change>/, with the trainings it can take over.
+    A file whose change would put other numbers into the same table is refused;
+    --replace replaces the table. Exit code 1 means that some row has a gap; its
+    status says why.
 
     \b
     Examples:
@@ -152,6 +170,8 @@ def run(
             device=device,
             data_root=data_root,
             limit=limit,
+            variant=variant,
+            replace=replace,
             show=show,
         )
     from robustbench_sparse.leaderboard import aggregate
@@ -185,6 +205,13 @@ def evaluate(
     precision: Precision = None,
     compile: Compile = None,
     data_root: DataRoot = None,
+    expect_clean: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=100, help="Clean accuracy in percent that it should have; stop far below it."
+        ),
+    ] = None,
+    trust_plugins: TrustPlugins = None,
     out: Annotated[Path | None, typer.Option(help="Keep all outcomes in this folder.")] = None,
     form: Format = "table",
     quiet: Quiet = False,
@@ -192,13 +219,15 @@ def evaluate(
     """Attack one network, trained here or elsewhere. Without attacks or a suite: the suite standard.
 
     Networks take images in 0..1 of shape (B, C, H, W) and return logits.
-    A file of weights is read without running any code in it.
+    A file of weights is read without running any code in it. A clean accuracy
+    near chance, or far below --expect-clean, stops before anything is attacked.
 
     \b
     Examples:
       robustbench-sparse evaluate results/quickstart/runs/pgd_at-s0-1a2b3c4d
       robustbench-sparse evaluate mynets:resnet --weights net.safetensors \\
-          --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000
+          --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000 \\
+          --expect-clean 84.3
       robustbench-sparse evaluate mynets:cnn --dataset mnist --norm l2 --eps 2
       robustbench-sparse evaluate mynets:cnn --dataset image_folder \\
           --set data.path=images --format csv
@@ -222,6 +251,8 @@ def evaluate(
             limit=limit,
             device=device,
             data_root=data_root,
+            expect_clean=expect_clean,
+            trust_plugins=modules_of(trust_plugins),
             out=out,
             changes=[
                 *(changes or []),
@@ -231,7 +262,7 @@ def evaluate(
             show=show,
         )
     _print([table], form)
-    _exit_with_gaps(table)
+    _exit_with_gaps(table.tail(1))
 
 
 @app.command()

@@ -26,8 +26,24 @@ Changes = Annotated[
 ]
 
 
+TrustPlugins = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE,...", help="Modules whose code a stored file may name and run.", show_default=False
+    ),
+]
+
+
+def modules_of(text: str | None) -> list[str]:
+    """The modules that an option names."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def guarded(verb: Callable[P, R]) -> Callable[P, R]:
-    """Errors for the user become one line and exit code 2; an interrupt says how to go on."""
+    """Errors for the user become one line and exit code 2; an interrupt says how to go on.
+
+    A full disk, a lack of memory, and code of the user's that calls ``sys.exit`` are such errors, too.
+    """
 
     @functools.wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -39,6 +55,12 @@ def guarded(verb: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader of a pipe has enough
+            raise
+        except (OSError, MemoryError, SystemExit) as e:
+            text = f"{type(e).__name__}: {one_line(e)[:400]}"
+            typer.echo(f"error: {text}", err=True)
+            raise typer.Exit(2) from None
 
     return run
 

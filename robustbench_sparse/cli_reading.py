@@ -10,6 +10,7 @@ import typer
 
 from robustbench_sparse.cli_common import check_format, radius
 from robustbench_sparse.errors import UserError
+from robustbench_sparse.texts import printable_lines, to_csv
 
 TableOrCsv = Annotated[str, typer.Option("--format", help="table or csv.")]
 Plot = Annotated[
@@ -66,7 +67,7 @@ def compare(
 
     table = comparison.compare_runs(first, second, attack)
     if form == "csv":
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
+        sys.stdout.write(to_csv(table))
     else:
         sys.stdout.write(comparison.text_of(table, str(first), str(second)))
 
@@ -90,7 +91,8 @@ def explain(
     from robustbench_sparse.outcomes import check_run_folder, read_manifest
 
     check_run_folder(run)
-    sys.stdout.write(reading.explain(run, read_manifest(run.absolute().parent.parent), failed_only=failed))
+    text = reading.explain(run, read_manifest(run.absolute().parent.parent), failed_only=failed)
+    sys.stdout.write(printable_lines(text))
 
 
 def curve(
@@ -123,9 +125,9 @@ def curve(
     if plot is not None:
         curves.plot(table, plot)
     if form == "csv":
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n"))
+        sys.stdout.write(to_csv(table))
     else:
-        sys.stdout.write(curves.text_of(table))
+        sys.stdout.write(printable_lines(curves.text_of(table)))
     if plot is not None:
         typer.echo(f"\nwritten: {plot}", err=True)
 
@@ -164,7 +166,7 @@ def history(
         histories.plot(means, plot, folder.absolute().name)
     if form == "csv":
         table = found if seeds else means
-        sys.stdout.write(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
+        sys.stdout.write(to_csv(table, "%.8g"))
     else:
         sys.stdout.write(histories.text_of(means))
     if plot is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_sparse.cli_common import Changes, DataRoot, check_format
+from robustbench_sparse.cli_common import Changes, DataRoot, TrustPlugins, check_format, modules_of
 
 TargetName = Annotated[
     str,
@@ -31,6 +31,7 @@ def sparsity(
     dataset: DatasetName = None,
     changes: Changes = None,
     data_root: DataRoot = None,
+    trust_plugins: TrustPlugins = None,
     form: Form = "table",
 ) -> None:
     """Count a network's zeros layer by layer, in the file its weights come from.
@@ -48,8 +49,9 @@ def sparsity(
       robustbench-sparse sparsity small.safetensors --format markdown
     """
     check_format(form, ("table", "csv", "markdown"))
-    from robustbench_sparse import layer_tables
+    from robustbench_sparse import layer_tables, plugins
 
+    plugins.trust(modules_of(trust_plugins))
     counts = layer_tables.count(
         target, weights=weights, dataset=dataset, data_root=data_root, changes=changes or []
     )
@@ -69,6 +71,7 @@ def shrink(
     dataset: DatasetName = None,
     changes: Changes = None,
     data_root: DataRoot = None,
+    trust_plugins: TrustPlugins = None,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     form: Form = "table",
 ) -> None:
@@ -89,9 +92,11 @@ def shrink(
       robustbench-sparse evaluate small.safetensors --suite quick
     """
     check_format(form, ("table", "csv", "markdown"))
+    from robustbench_sparse import plugins
     from robustbench_sparse.layer_tables import show_report
     from robustbench_sparse.shrink import shrinking
 
+    plugins.trust(modules_of(trust_plugins))
     report = shrinking.shrink(
         target,
         output,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from robustbench_sparse.errors import UserError, near
-from robustbench_sparse.files import read_json
 from robustbench_sparse.outcomes import Verdicts, check_run_folder, read_manifest, verdicts
 from robustbench_sparse.paired import compare
+from robustbench_sparse.texts import printable
 
 FLIPS_SHOWN = 12
 
@@ -68,8 +68,8 @@ def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.Dat
 def text_of(table: pd.DataFrame, first: str, second: str) -> str:
     """The comparison for people."""
     lines = [
-        f"first  {first}",
-        f"second {second}",
+        f"first  {printable(first)}",
+        f"second {printable(second)}",
         "",
         "Percent right on the same images; difference first - second with its 95 % interval (Bonett & Price); p of the",
         "paired test (McNemar's exact one, or a permutation for random networks).",
@@ -79,7 +79,7 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
     for row in table.to_dict("records"):
         span = f"{row['low']:+.1f} to {row['high']:+.1f}"
         lines.append(
-            f"{row['attack']:<16}{row['first']:>8.1f}{row['second']:>8.1f}{row['difference']:>+12.1f}{span:>18}"
+            f"{printable(row['attack']):<16}{row['first']:>8.1f}{row['second']:>8.1f}{row['difference']:>+12.1f}{span:>18}"
             f"{row['p']:>10.2g}{row['lost']:>7}{row['won']:>7}"
         )
     for row in table.to_dict("records"):
@@ -88,15 +88,14 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
             more = f" and {len(flips) - FLIPS_SHOWN} more" if len(flips) > FLIPS_SHOWN else ""
             lines += [
                 "",
-                f"flips under {row['attack']} (- lost, + won): {' '.join(flips[:FLIPS_SHOWN])}{more}",
+                f"flips under {printable(row['attack'])} (- lost, + won): {' '.join(flips[:FLIPS_SHOWN])}{more}",
             ]
     return "\n".join(lines) + "\n"
 
 
 def _read(path: Path) -> tuple[str, Verdicts]:
-    check_run_folder(path)
-    name = str(read_json(path / "run.json").get("run_id", path.name))
-    found = verdicts(path / "outcomes", read_manifest(path.parent.parent))
+    name = check_run_folder(path)
+    found = verdicts(path / "outcomes", read_manifest(path.absolute().parent.parent))
     if "clean" not in found.columns:
         raise UserError(f"{path}: {'; '.join(found.gaps)}")
     return name, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ from defenses.base import Defense, overrides
 from robustbench_sparse import yaml_numbers
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import DatasetSpec
-from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse.errors import UserError, near, one_line, shown
 from robustbench_sparse.leaderboard import SPARSITIES, TRAIN, is_reserved
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.optim import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
 from robustbench_sparse.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
 from robustbench_sparse.plugins import SettingError, build, expectation
-from robustbench_sparse.schema import BenchmarkConfig, Entry, RunConfig, StageConfig, ThreatConfig
+from robustbench_sparse.schema import MOST_NAME, BenchmarkConfig, Entry, RunConfig, StageConfig, ThreatConfig
 from robustbench_sparse.suites import SUITES
 
 METRIC_COLUMNS = ("clean", "worst", *SPARSITIES, *TRAIN)
@@ -43,7 +44,8 @@ class _Where:
         above = any(change.startswith(f"{dotted}.") for change in self.changed) and key not in self.lines
         if any(f"{dotted}.".startswith(f"{change}.") for change in self.changed) or (above and self.lines):
             return UserError(f"--set {dotted}: {problem}")
-        line = next((self.lines[key[:i]] for i in range(len(key), 0, -1) if key[:i] in self.lines), None)
+        first = 1 if self.lines else None
+        line = next((self.lines[key[:i]] for i in range(len(key), 0, -1) if key[:i] in self.lines), first)
         at = f"{self.name}:{line}" if line else self.name
         return UserError(f"{at}: {dotted}: {problem}" if path else f"{at}: {problem}")
 
@@ -55,7 +57,7 @@ class _Where:
 
     def model(self, cls: Any, value: Any, path: Sequence[str | int]) -> Any:
         if not isinstance(value, dict):
-            raise self.error(path, f"expected a mapping, got {value!r}")
+            raise self.error(path, f"expected a mapping, got {shown(value)}")
         try:
             return cls.model_validate(value)
         except ValidationError as e:
@@ -78,7 +80,7 @@ class _Where:
         kinds = {e["type"] for e in errors if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]}
         if {"string_type", "dict_type"} <= kinds:
             problem = "expected a name or a mapping"
-        return self.error((*path, *loc), f"{problem}, got {first['input']!r}")
+        return self.error((*path, *loc), f"{problem}, got {shown(first['input'])}")
 
 
 def _fields_at(cls: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
@@ -126,7 +128,7 @@ def _with(here: Any, parts: list[str], value: Any, path: str) -> Any:
     if here is None or isinstance(here, str):
         here = {} if here is None else {"name": here}
     if not isinstance(here, dict):
-        raise UserError(f"--set {path}: expected a mapping above {'.'.join(parts)!r}, got {here!r}")
+        raise UserError(f"--set {path}: expected a mapping above {'.'.join(parts)!r}, got {shown(here)}")
     lengths = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in here] or [1]
     key, rest = ".".join(parts[: lengths[0]]), parts[lengths[0] :]
     return {**here, key: _with(here.get(key), rest, value, path)}
@@ -157,7 +159,7 @@ def resolve(
     changes = list(changes)
     where = _Where(name, lines or {}, [change.partition("=")[0] for change in changes])
     if not isinstance(raw, dict):
-        raise where.error((), f"expected a mapping of keys, got {raw!r}")
+        raise where.error((), f"expected a mapping of keys, got {shown(raw)}")
     for change in changes:
         raw = apply_set(raw, change)
     config: BenchmarkConfig = where.model(BenchmarkConfig, raw, ())
@@ -182,8 +184,9 @@ def _attacks(config: BenchmarkConfig) -> dict[str, str | Entry]:
 
 def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
     path = ("attacks", label) if label in config.attacks else ("suite", label)
-    if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label):
-        raise where.error(path, "expected a label of letters, digits, - and _ that is no column's name")
+    if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label) or len(label) > MOST_NAME:
+        expected = f"a label of at most {MOST_NAME} letters, digits, - and _ that is no column's name"
+        raise where.error(path, f"expected {expected}")
     entry = _named(entry)
     threat_config = config.threat
     if "threat" in entry:
@@ -204,19 +207,22 @@ def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConf
 
 
 def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -> None:
-    if source in (NOISE_OFF, *runs) or (Path(source) / "run.json").is_file():
-        return
+    with contextlib.suppress(OSError, ValueError):  # such as a name that no file can have
+        if source in (NOISE_OFF, *runs) or (Path(source) / "run.json").is_file():
+            return
     known = (NOISE_OFF, *runs)
     raise where.error(
         ("attacks", label, "source"),
-        f"expected a run's folder or one of {', '.join(known)}, got {source!r}{near(source, known)}",
+        f"expected a run's folder or one of {', '.join(known)}, got {shown(source)}{near(source, known)}",
     )
 
 
 def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> RunPlan:
     path: tuple[str, ...] = ("runs", label)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label):
-        raise where.error(path, "expected a label of letters, digits, and any of - _ + .")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label) or len(label) > MOST_NAME:
+        raise where.error(
+            path, f"expected a label of at most {MOST_NAME} letters, digits, and any of - _ + ."
+        )
     if run.model is None and config.model is None:
         raise where.error(path, "the key 'model' is missing, here and at the top")
     entry = merge(_named(config.model or {}), _named(run.model or {}))
@@ -227,7 +233,7 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> 
     train_path = (*path, "train") if run.train else ("train",)
     changes = merged.pop("stages", [{}]) if isinstance(merged, dict) else [{}]
     if not isinstance(changes, list) or not changes:
-        raise where.error((*train_path, "stages"), f"expected a list of stages, got {changes!r}")
+        raise where.error((*train_path, "stages"), f"expected a list of stages, got {shown(changes)}")
     stages = []
     for i, change in enumerate(changes):
         at: tuple[str | int, ...] = (*train_path, "stages", i) if changes != [{}] else train_path
@@ -265,7 +271,9 @@ def _defense(where: _Where, entry: Entry, path: tuple[str | int, ...], stages: i
             isinstance(c, int) and not isinstance(c, bool) and 0 <= c < stages for c in chosen
         )
         if not fits:
-            raise where.error((*path, "stages"), f"expected a list of numbers below {stages}, got {chosen!r}")
+            raise where.error(
+                (*path, "stages"), f"expected a list of numbers below {stages}, got {shown(chosen)}"
+            )
         chosen = tuple(chosen)
     defense = where.build(DEFENSES, entry, "defense", Defense, path)
     if chosen is not None and overrides(defense, "wrap"):

@@ -22,11 +22,10 @@ POINTS = 21
 def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> pd.DataFrame:
     """Accuracy at any radius, counted from one outcome of an attack that seeks the smallest perturbation.
 
-    An image holds at a radius when the network has it right and the attack's candidate, as it was returned, lies
-    farther away or fools nothing. At the radius of the attack's threat this is its column in the leaderboard, but for
-    images whose candidate lay outside the ball and fools still, or only then, once it is projected into it: the column
-    counts them as fooled, so it is never above the curve. Of a random network, the column averages the share of draws
-    that are right; here an image is fooled where half of them are wrong.
+    At every radius an image counts as in the table: with the share of draws that are right (one draw, unless the
+    network is random) on the attack's candidate, as it was returned where that lies inside and fools, else as it was
+    judged where that lies inside, else on the clean image. At the radius of the attack's threat this is its column in
+    the leaderboard.
 
     Args:
         run_folder: ``results/<benchmark>/runs/<id>``.
@@ -44,7 +43,7 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         UserError: for a folder without this outcome, one that does not hold distances, or an attack that says nothing
             beyond its ball.
     """
-    check_run_folder(run_folder)
+    run = check_run_folder(run_folder)
     if eps is not None and (len(eps) == 0 or not all(e >= 0 for e in eps)):
         raise UserError(f"--eps: expected numbers >= 0, got {list(eps)!r}")
     manifest = read_manifest(run_folder.parent.parent)
@@ -59,7 +58,8 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         raise UserError(f"{run_folder}: {'; '.join(gaps)}")
     about = read_json(run_folder / "outcomes" / f"{attack}.json")
     threat = _threat_of(about, attack)
-    distance = _distances(run_folder / "outcomes" / f"{attack}.csv")
+    table = _outcome_of(run_folder / "outcomes" / f"{attack}.csv", threat["norm"])
+    clean, distance = found.columns["clean"], table["distance"]
     finite = distance[distance < math.inf]
     if eps is None:
         farthest = 1.5 * float(finite.max()) if len(finite) else 0.0
@@ -67,8 +67,11 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         eps = [farthest * i / (POINTS - 1) for i in range(POINTS)]
     rows, n = [], len(distance)
     for radius in eps:
-        holds = (distance > _reach(radius, threat["norm"])) | (distance == math.inf)
-        standing = int(holds.sum())
+        reach = _reach(radius, threat["norm"])
+        judged = clean.where((table[threat["norm"]] > reach) | (reach == 0), table["adv_correct"])
+        # A distance of 0 says that the clean image fools already: its own share counts until the candidate is reached.
+        returned = (distance > 0) & (distance <= reach) & (distance < math.inf)
+        standing = math.fsum(judged.where(~returned, table["far_correct"]))
         low, high = wilson(standing, n)
         rows.append(
             {
@@ -79,10 +82,9 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
                 "n": n,
             }
         )
-    table: pd.DataFrame = pd.DataFrame(rows)
-    run = str(read_json(run_folder / "run.json").get("run_id", run_folder.name))
-    table.attrs.update(run=run, attack=attack, **threat)
-    return table
+    out: pd.DataFrame = pd.DataFrame(rows)
+    out.attrs.update(run=run, attack=attack, **threat)
+    return out
 
 
 def text_of(table: pd.DataFrame) -> str:
@@ -147,19 +149,18 @@ def _threat_of(about: dict[str, Any], attack: str) -> dict[str, Any]:
     return {"norm": norm, "eps": radius}
 
 
-def _distances(path: Path) -> pd.Series[float]:
+def _outcome_of(path: Path, norm: Norm) -> pd.DataFrame:
+    """An outcome's verdicts and norms, as numbers."""
     table = pd.read_csv(path)
-    if "distance" not in table.columns or table["distance"].isna().any():
-        why = (
-            "judged before distances were kept"
-            if "distance" not in table.columns
-            else "distances are missing"
-        )
+    columns = ["distance", "far_correct", "adv_correct", norm]
+    missing = [c for c in columns if c not in table.columns]
+    if missing or table[columns].isna().any(axis=None):
+        why = "distances are missing" if not missing else f"judged before {missing[0]} was kept"
         raise UserError(f"{path}: {why}; delete it to judge again")
-    distance: pd.Series[float] = pd.to_numeric(table["distance"], errors="coerce")
-    if not (distance >= 0).all():
-        raise UserError(f"{path}: damaged: distance: expected numbers >= 0")
-    return distance
+    numbers: pd.DataFrame = table[columns].apply(pd.to_numeric, errors="coerce")
+    if not (numbers >= 0).all(axis=None):
+        raise UserError(f"{path}: damaged: expected numbers >= 0 in {', '.join(columns)}")
+    return numbers
 
 
 def _reach(eps: float, norm: Norm) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,29 @@ import torch
 from torch import nn
 
 from robustbench_sparse import leaderboard
-from robustbench_sparse.benchmark import (
-    judge_network,
-    load_dataset,
-    manifest_of,
-    prepare_data,
-)
+from robustbench_sparse.benchmark import judge_network, load_dataset, manifest_of, prepare_data
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.devices import choose_device
-from robustbench_sparse.environment import describe
-from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import locked, read_json, write_json
+from robustbench_sparse.errors import UserError, contained, one_line
+from robustbench_sparse.files import locked, write_json
+from robustbench_sparse.outcomes import read_manifest
 from robustbench_sparse.plan import Plan
+from robustbench_sparse.plugins import trust
 from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.sparsity import count_sparsity
+from robustbench_sparse.provenance import network_identity
+from robustbench_sparse.runs import RunFolder
+from robustbench_sparse.stats import wilson
 from robustbench_sparse.suites import SUITES
 from robustbench_sparse.targets import resolve_target
+from robustbench_sparse.variants import LEVELS, difference
+
+TOLERANCE = 2.0  # points below the expected clean accuracy that still pass
+NEAR_CHANCE = 0.1  # of the way from guessing to perfect
+FEWEST = 20  # images on which a rate near chance says something
+_LONGEST = 100  # characters of a folder's name
 
 
 def evaluate(
@@ -49,6 +54,8 @@ def evaluate(
     data_root: str | Path | None = None,
     out: str | Path | None = None,
     changes: Sequence[str] = (),
+    expect_clean: float | None = None,
+    trust_plugins: Sequence[str] = (),
     show: Show | None = None,
 ) -> pd.DataFrame:
     """Judge one network: a run's folder, a shrunk network's file, a factory ``package.module:function``, or an
@@ -65,19 +72,24 @@ def evaluate(
         seed: seed of the evaluation.
         limit: judge only so many test images.
         device, data_root, show: as for ``run_benchmark``.
-        out: keep the outcomes below this folder, so that a killed evaluation goes on.
+        out: keep the outcomes below this folder, so that a killed evaluation goes on. What is stored there is served
+            only for the same network: its tensors, the source of its classes, and its logits on fixed images.
         changes: ``key.path=value`` assignments, for example ``data.path=images.zip``.
+        expect_clean: the clean accuracy that the network should have, in percent; see ``check_clean``.
+        trust_plugins: modules that a stored file may name code of; a file alone never imports anything.
 
     Returns:
-        A leaderboard of one row.
+        The leaderboard of ``out``, this network's row last; of one row without ``out``.
 
     Raises:
-        UserError: bad arguments, data or weights.
+        UserError: bad arguments, data or weights; a clean accuracy that shows that something is wrong; or a folder
+            ``out`` with evaluations by other attacks or on other images.
     """
     show = show or Silent()
     chosen = choose_device(device)
+    trust(trust_plugins)
     found = resolve_target(target, weights, data_root)
-    model, name, identity = found.model, found.name, found.identity
+    model, name = found.model, found.name
     dataset, norm = dataset or found.dataset, norm or found.norm
     eps = found.eps if eps is None else eps
     if dataset is None:
@@ -104,27 +116,21 @@ def evaluate(
     images = load_dataset(plan, data_root)
     data = prepare_data(plan, images, chosen)
     _check_fit(model, data)
+    identity = network_identity(model.cpu().eval(), data.channels, data.size, [found.factory])
     model = model.eval().to(chosen)
-    if identity == "module":
-        identity = _fingerprint(model)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out) if out is not None else Path(scratch)
-        run_id = f"{_file_name(name)}-{identity[:8]}"
         with locked(folder):
-            path = folder / "runs" / run_id
-            _describe_foreign(folder, path, run_id, name, plan, images, seed, chosen)
-            write_json(path / "sparsity.json", count_sparsity(model, data.channels, data.size))
-            judge_network(model, plan, data, path, seed, f"{identity}/{images.fingerprint}", show, name)
+            place = _foreign(folder, name, identity, plan, images, seed)
+            place.prepare(chosen)
+            _describe_training(place)
+            with contained(f"{name}: counting its zeros"):
+                place.count(model, data.channels, data.size)
+            gate = partial(check_clean, classes=data.classes, expected=expect_clean)
+            known = f"{identity}/{images.fingerprint}"
+            judge_network(model, plan, data, place.path, seed, known, show, place.label, gate=gate)
             return leaderboard.write(folder)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_fit(model: nn.Module, data: PreparedData) -> None:
@@ -132,57 +138,111 @@ def _check_fit(model: nn.Module, data: PreparedData) -> None:
     x = torch.zeros(1, data.channels, data.size, data.size)
     try:
         with torch.no_grad():
-            out = model.cpu().eval()(x)
-    except Exception as e:
+            out: object = model.cpu().eval()(x.clone())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         reason = f"{type(e).__name__}: {one_line(e)[:160]}"
         raise UserError(f"the network does not take images of shape {tuple(x.shape[1:])}: {reason}") from None
+    if not isinstance(out, torch.Tensor):
+        inside = (
+            "its .logits are one: return these"
+            if isinstance(getattr(out, "logits", None), torch.Tensor)
+            else (
+                "return its first part, if that is the logits"
+                if isinstance(out, tuple | list)
+                else "return logits"
+            )
+        )
+        raise UserError(
+            f"the network returns a {type(out).__name__}, expected a tensor of logits (B, {data.classes}); {inside}"
+        )
+    if not out.is_floating_point() or out.device.type == "meta":
+        raise UserError(f"the network returns {out.dtype} on {out.device}, expected floating-point logits")
     if out.shape != (1, data.classes):
         raise UserError(f"the network gives {tuple(out.shape)} for one image, expected (1, {data.classes})")
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def check_clean(clean: pd.DataFrame, *, classes: int, expected: float | None) -> None:
+    """UserError where a network classifies clean images so badly that something must be wrong with how it is fed.
 
-
-def _merged(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Earlier evaluations by the same attacks stay rows of the same table."""
-    path = folder / "benchmark.json"
-    if not path.exists():
-        return manifest
-    old = read_json(path)
-    same = all(old.get(k) == manifest[k] for k in ("name", "dataset", "settings", "threat"))
-    new = {r["run_id"] for r in manifest["runs"]}
-    kept = [r for r in old.get("runs", []) if r["run_id"] not in new] if same else []
-    return {**manifest, "runs": kept + manifest["runs"]}
-
-
-def _describe_foreign(
-    folder: Path,
-    path: Path,
-    run_id: str,
-    name: str,
-    plan: Plan,
-    images: Dataset,
-    seed: int,
-    device: torch.device,
-) -> None:
-    """Write the files that make an evaluation look like a run, for the leaderboard."""
-    threat = plan.config.threat.model_dump()
-    manifest = manifest_of(plan, images, [{"run_id": run_id, "run": name, "seed": seed}])
-    write_json(folder / "benchmark.json", _merged(folder, manifest))
-    write_json(
-        path / "run.json",
-        {
-            "run_id": run_id,
-            "benchmark": "evaluation",
-            "run": name,
-            "seed": seed,
-            "dataset": images.label,
-            "model": name,
-            "defenses": "",
-            "threat": threat,
-            "record": {},
-        },
+    Args:
+        clean: the judge's verdicts on clean images.
+        classes: number of classes.
+        expected: the accuracy that its maker claims, in percent; what is not ``TOLERANCE`` points below it passes.
+            Without one, less than a tenth of the way from guessing to perfect does not.
+    """
+    rate = 100 * float(clean["correct"].mean())
+    chance = 100 / classes
+    look = (
+        "look at: the weights (were they loaded? --weights), the normalisation that the network was trained with "
+        "(images here are in [0, 1]: put it into the network), the order of classes and of colour channels"
     )
-    write_json(path / "environment.json", describe(device))
-    write_json(path / "training.json", {"status": "complete", "reason": "", "train_seconds": 0.0})
+    if expected is not None:
+        _, high = wilson(math.fsum(clean["correct"]), len(clean))
+        if rate < expected - TOLERANCE and 100 * high < expected:
+            raise UserError(f"clean accuracy {rate:.1f} %, where --expect-clean says {expected:g} %; {look}")
+    elif len(clean) >= FEWEST and rate < chance + NEAR_CHANCE * (100 - chance):
+        raise UserError(
+            f"clean accuracy {rate:.1f} %, and guessing has {chance:.1f} %: nothing was attacked; {look}. If it "
+            f"is meant to be so, say --expect-clean {math.floor(rate)}"
+        )
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:_LONGEST]
+
+
+def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset, seed: int) -> RunFolder:
+    """The run's folder of a network that was not trained here; the manifest gets a row for it.
+
+    Rows are networks: the same name with another network behind it is another row.
+
+    Raises:
+        UserError: the folder holds evaluations by other attacks, or on other data or images.
+    """
+    path = folder / "benchmark.json"
+    old = read_manifest(folder) if path.exists() else None
+    run_id = f"{_file_name(name)}-s{seed}-{identity[:12]}"
+    kept = [r for r in old["runs"] if r["run_id"] != run_id] if old else []
+    taken = {(r["run"], r["seed"]) for r in kept}
+    label = name if (name, seed) not in taken else f"{name} #{identity[:8]}"
+    manifest = manifest_of(plan, images, [*kept, {"run_id": run_id, "run": label, "seed": seed}])
+    if old is not None:
+        new = {**manifest["table"], "runs": {}, "seeds": []}
+        changed = difference({**old["table"], "runs": {}, "seeds": []}, new) or difference(new, old["table"])
+        if changed or old["dataset"] != manifest["dataset"]:
+            raise UserError(
+                f"{folder}: holds evaluations of another kind ({changed or old['dataset']}), which would not stand in "
+                "one table with this one; choose another --out"
+            )
+        if LEVELS.index(old["certificate"]) > LEVELS.index(manifest["certificate"]):
+            manifest["certificate"] = old["certificate"]
+    write_json(path, manifest)
+    facts = {
+        "run_id": run_id,
+        "benchmark": plan.config.name,
+        "run": label,
+        "seed": seed,
+        "dataset": images.label,
+        "model": name,
+        "defenses": "",
+        "threat": plan.config.threat.model_dump(),
+        "identity": identity,
+        "record": {},
+    }
+    return RunFolder(path=folder / "runs" / run_id, run_id=run_id, label=label, seed=seed, facts=facts)
+
+
+def _describe_training(place: RunFolder) -> None:
+    """What a leaderboard reads of a training: that none of ours lies behind the row."""
+    about = {
+        "status": "complete",
+        "reason": "",
+        "train_seconds": 0.0,
+        "selected": {},
+        "asked": [],
+        "weights_sha256": "",
+    }
+    with place.seals.renewing("training.json"):
+        write_json(place.path / "training.json", about)

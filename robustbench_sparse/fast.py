@@ -20,6 +20,7 @@ from attacks.base import (
     SampleRandom,
     Silence,
     Threat,
+    answer,
     exact_of,
     is_stochastic,
     noise_from,
@@ -60,7 +61,9 @@ class FastNetwork(nn.Module):
         self.precision, self.note = precision, ""
         try:
             twin = copy.deepcopy(exact)
-        except Exception as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # the network's parts may raise anything, sys.exit too
             raise ValueError(f"the network cannot be copied: {one_line(e)[:160]}") from None
         twin = twin.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._refresh = fold(twin, pairs_of(exact), affine=compile)
@@ -94,7 +97,9 @@ class FastNetwork(nn.Module):
         try:
             point = x.detach().clone().requires_grad_(True)
             torch.autograd.grad(self(point).sum(), point)
-        except Exception as e:  # whatever a compiler may raise, the eager network is still there
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # whatever a compiler may raise, the eager network is still there
             self.note = _failed(e)
             switch_off(self.twin)
 
@@ -108,7 +113,7 @@ def _logits(network: nn.Module, x: Tensor, precision: Precision) -> Tensor:
     return out.float() if out.dtype == torch.bfloat16 else out
 
 
-def _failed(e: Exception) -> str:
+def _failed(e: BaseException) -> str:
     return f"compiling failed: {type(e).__name__}: {one_line(e)[:160]}"
 
 
@@ -191,7 +196,9 @@ class FastTraining:
             with torch.random.fork_rng(devices), noise_from(self.model, Silence()):
                 self.model.train()
                 torch.autograd.grad(self(x).sum(), parameters, allow_unused=True)
-        except Exception as e:  # whatever a compiler may raise, the eager network is still there
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # whatever a compiler may raise, the eager network is still there
             self.note = _failed(e)
             self._network = self.model
         finally:
@@ -208,9 +215,8 @@ def logits_in_parts(network: nn.Module, x: Tensor) -> Tensor:
     A random network gets the whole batch at once: its noise may come from one stream for each image.
     """
     if x.device.type != "cpu" or len(x) <= _CPU_PART or is_stochastic(network):
-        whole: Tensor = network(x)
-        return whole
-    return torch.cat([network(part) for part in torch.split(x, _CPU_PART)])
+        return answer(network, x)
+    return torch.cat([answer(network, part) for part in torch.split(x, _CPU_PART)])
 
 
 def unconfirmed(network: nn.Module, candidate: Tensor, y: Tensor, correct: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from attacks.base import Threat
 from defenses.base import Defense, Step
+from robustbench_sparse.data.bounded import available_memory
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.plan import RunPlan
@@ -27,13 +28,82 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
             with torch.device("meta"):
                 defenses = [d.build() for d in run.defenses]
                 model = build_network(run, defenses, data.channels, data.size, data.classes, 0)
-        except ValueError as e:
+        except (
+            ValueError,
+            RuntimeError,
+            OverflowError,
+            MemoryError,
+        ) as e:  # such as more weights than can be counted
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
+        _check_crops(run, data)
+        _check_memory(run, model, data)
         _check_stages(run, defenses, model, data, threat)
 
 
+def _check_crops(run: RunPlan, data: PreparedData) -> None:
+    for stage in run.stages:
+        crop = stage.config.augment.crop
+        if crop > data.size:
+            raise UserError(
+                f"runs.{run.label}: augment.crop: expected at most the {data.size} pixels of an image's side, "
+                f"got {crop}"
+            )
+
+
+def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
+    """UserError where the largest batch of a training cannot fit into the memory there is; an estimate from below."""
+    free = available_memory() if data.device.type == "cpu" else torch.cuda.mem_get_info(data.device)[0]
+    if free is None:
+        return
+    batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
+    needed = needed_memory(model, batch, data.channels, data.size)
+    if needed > free:
+        raise UserError(
+            f"runs.{run.label}: needs at least {needed / 1e9:.1f} GB of memory to train with minibatches of {batch}, "
+            f"and {free / 1e9:.1f} GB are free: expected a smaller network or batch_size"
+        )
+
+
+def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> float:
+    """Bytes that a step of training takes at least: weights, gradients, the chosen weights, and what layers give.
+
+    Args:
+        model: a network on the device "meta"; it is sent images without numbers.
+        batch, channels, size: of the images.
+    """
+    fixed = 3.0 * sum(p.numel() * p.element_size() for p in model.parameters())
+    given = 0.0
+
+    def count(_: nn.Module, __: object, out: object) -> None:
+        nonlocal given
+        if isinstance(out, torch.Tensor):
+            given += out.numel() * out.element_size()
+
+    leaves = [m for m in model.modules() if not len(list(m.children()))]
+    handles = [m.register_forward_hook(count) for m in leaves]
+    training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()(torch.empty(batch, channels, size, size, device="meta"))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a foreign network may need numbers: its weights alone are counted
+        given = 0.0
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return fixed + given
+
+
 def _check_batches(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
+    for stage in run.stages:
+        if stage.config.batch_size > data.count("train"):
+            raise UserError(
+                f"runs.{run.label}: batch_size: expected at most the {data.count('train')} training images, got "
+                f"{stage.config.batch_size}"
+            )
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
     for stage in run.stages:

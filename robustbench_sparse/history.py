@@ -12,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_sparse.errors import UserError, check_runs_exist
+from robustbench_sparse.errors import UserError, check_runs_exist, one_line
 from robustbench_sparse.outcomes import read_manifest
 from robustbench_sparse.plots import new_figure, save
+from robustbench_sparse.seals import Seals
+from robustbench_sparse.texts import csv_text, printable
 
 SHOWN = ("train_accuracy", "val_accuracy", "l1_norm", "nonzero")
 _TITLES = {
@@ -47,9 +49,11 @@ def collect(folder: Path, only: Sequence[str] = (), layers: bool = False) -> pd.
     check_runs_exist(only, labels)
     parts = []
     for entry in manifest["runs"]:
-        path = folder / "runs" / entry["run_id"] / ("layers.csv" if layers else "history.csv")
-        if (only and entry["run"] not in only) or not path.is_file():
+        home, name = folder / "runs" / entry["run_id"], "layers.csv" if layers else "history.csv"
+        path, seals = home / name, Seals(home)
+        if (only and entry["run"] not in only) or not seals.has(name):
             continue
+        seals.check(name)
         parts.append(_one(path, entry))
     if not parts:
         raise UserError(f"{folder}: no run has been trained to its end")
@@ -64,9 +68,11 @@ def _one(path: Path, entry: dict[str, Any]) -> pd.DataFrame:
             table["nonzero"] = 100 * (1 - table["zero_weights"] / table["weights"])
         else:
             table["nonzero"] = 100 - table["weight_sparsity"]
-    except (KeyError, ValueError) as e:
-        raise UserError(f"{path}: damaged: {type(e).__name__}: {e}") from None
+    except (KeyError, TypeError, ValueError, OSError) as e:
+        raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)[:200]}") from None
     table = table.rename(columns={"name": "layer"})
+    if "layer" in table:
+        table["layer"] = [csv_text(v) if isinstance(v, str) else v for v in table["layer"]]
     table.insert(0, "passed", rounds)
     table.insert(0, "seed", entry["seed"])
     table.insert(0, "run", entry["run"])
@@ -96,14 +102,14 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 def text_of(table: pd.DataFrame) -> str:
     """Some epochs of every run, for people; of ``over_seeds`` without layers."""
-    width = max(len("run"), *(len(run) for run in table["run"]))
+    width = max(len("run"), *(len(printable(run)) for run in table["run"]))
     head = f"{'run':<{width}}{'epoch':>7}" + "".join(f"{c:>18}" for c in SHOWN)
     lines = [head]
     for run, group in table.groupby("run", sort=False):
         last = group["passed"].max()
         for row in group[group["passed"].isin([*_PRINTED, last])].to_dict("records"):
             cells = "".join(f"{_spread(row, c):>18}" for c in SHOWN)
-            lines.append(f"{run:<{width}}{row['passed']:>7}{cells}")
+            lines.append(f"{printable(run):<{width}}{row['passed']:>7}{cells}")
     return "\n".join(lines) + "\n"
 
 

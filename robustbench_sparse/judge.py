@@ -20,30 +20,39 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, SampleRandom, Threat, exact_of, is_stochastic, noise_from
+from attacks.base import (
+    Attack,
+    SampleRandom,
+    SeesCopies,
+    Threat,
+    check_candidate,
+    is_stochastic,
+    noise_from,
+)
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.fast import FastNetwork, Precision, logits_in_parts, unconfirmed
-from robustbench_sparse.files import read_json, write_atomically, write_json
+from robustbench_sparse.files import plain, read_json, write_atomically, write_json
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Show
+from robustbench_sparse.provenance import code_of
+from robustbench_sparse.seals import Seals
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
 
 
-class PassCounter(nn.Module):
+class PassCounter(SeesCopies):
     """A network that counts the images sent forward and backward through it."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.forwards = 0
         self.backwards = 0
 
     @property
     def exact(self) -> Callable[[Tensor], Tensor] | None:
         """What ``attacks.base.exact_of`` looks for; images sent through it count, too."""
-        exact = exact_of(self.model)
+        exact = super().exact
         if exact is None:
             return None
 
@@ -56,7 +65,7 @@ class PassCounter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The network's own logits."""
         self.forwards += x.shape[0]
-        out: Tensor = self.model(x)
+        out = super().forward(x)
         if out.requires_grad:
             out.register_hook(self._count)  # type: ignore[no-untyped-call]
         return out
@@ -88,7 +97,8 @@ class Judge:
     Args:
         model: the deployed network in eval mode, on the data's device.
         data: holds the test images.
-        folder: where ``<label>.csv`` and ``<label>.json`` go; a killed evaluation goes on there.
+        folder: where ``<label>.csv`` and ``<label>.json`` go, below the run's folder, whose record names them; a killed
+            evaluation goes on there.
         protocol: seeds, batch size, draws.
         identity: names the weights and the data set judged; outcomes of others are made anew.
         show: where progress goes.
@@ -113,6 +123,7 @@ class Judge:
         self.identity, self.show, self.title = identity, show, title
         self.stochastic = is_stochastic(model)
         self.draws = protocol.draws if self.stochastic else 1
+        self.seals = Seals(folder.parent)
 
     # What is called -------------------------------------------------------------------------------------
 
@@ -176,8 +187,12 @@ class Judge:
         )
 
     def everything(self, plans: Iterable[AttackPlan]) -> None:
-        """Judge the clean images and every attack; what is stored already is not judged again."""
-        self.clean()
+        """Judge the clean images and every attack; what is stored already is not judged again.
+
+        A network that crashed on clean images is not attacked.
+        """
+        if len(self.clean()) < self.data.count("test"):
+            return
         for plan in plans:
             self.attack(plan)
 
@@ -197,6 +212,7 @@ class Judge:
         ``distance`` is the norm, the threat's, of what fools the network: 0 where the clean image is enough, inf where
         nothing was found. Of an attack that knows no ball it is that of the candidate as returned, clipped to the box;
         of any other that of the candidate judged. A random network is fooled where half of the draws are wrong.
+        ``far_correct`` is the share of draws that are right on the candidate whose norm it is.
         """
         clean_correct = torch.tensor(clean["correct"].to_numpy(), dtype=torch.float32)
         # A deterministic network's mistake is its own adversarial example: the clean image. Attacks that only
@@ -208,22 +224,22 @@ class Judge:
         candidate = x.clone()
         if len(todo):
             random = SampleRandom.for_images(seed, streams, index[todo.cpu()].tolist())
-            candidate[todo] = plan.attack(counter, x[todo], y[todo], plan.threat, random).to(x.dtype)
+            given = x[todo]
+            found = plan.attack(counter, given, y[todo], plan.threat, random)
+            candidate[todo] = check_candidate(found, given).detach().to(x)
         count = max(len(todo), 1)
 
         finite = torch.isfinite(candidate).flatten(1).all(1)
         candidate = torch.where(finite.view(-1, 1, 1, 1), candidate, x)
-        returned = candidate
         box = (candidate < -BOX_SLACK).flatten(1).any(1) | (candidate > 1 + BOX_SLACK).flatten(1).any(1)
-        if plan.attack.own_set:
-            ball, candidate = torch.zeros_like(box), candidate.clamp(0, 1)
-            moved = ball
-        else:
+        # The box first: what lies in the ball once it is clipped is judged as that, and not as another point.
+        returned = candidate = candidate.clamp(0, 1)
+        ball = torch.zeros_like(box)
+        if not plan.attack.own_set:
             ball = ~inside(plan.threat, candidate - x)
-            moved = box | ball
-            if moved.any():
+            if ball.any():
                 candidate = candidate.clone()
-                candidate[moved] = plan.threat.project(candidate[moved], x[moved])
+                candidate[ball] = plan.threat.project(candidate[ball], x[ball])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self._verdict(candidate, y, random)
         judged = finite.cpu() & finite_out
@@ -233,11 +249,13 @@ class Judge:
         ]
         delta = candidate - x
         distance = torch.where(correct <= 0.5, plan.threat.size(delta).cpu(), math.inf)
-        if not plan.attack.bounded and bool(moved.any()):
-            at = moved.nonzero().flatten()
+        far_correct = correct.clone()
+        if not plan.attack.bounded and bool(ball.any()):
+            at = ball.nonzero().flatten()
             random = SampleRandom.for_images(seed, f"distance/{plan.label}", index[at.cpu()].tolist())
-            distance[at.cpu()] = self._distance(plan.threat, returned[at].clamp(0, 1), x[at], y[at], random)
-        distance[~judged] = math.nan
+            far = self._distance(plan.threat, returned[at], x[at], y[at], random)
+            distance[at.cpu()], far_correct[at.cpu()] = far
+        distance[~judged], far_correct[~judged] = math.nan, math.nan
         distance[clean_correct <= 0.5] = 0
         if plan.attack.own_set:
             distance[:] = math.nan  # such as rotations: their norm says nothing about the adversary in a ball
@@ -254,6 +272,7 @@ class Judge:
                 "linf": Threat(norm="linf").size(delta).tolist(),
                 "l2": Threat(norm="l2").size(delta).tolist(),
                 "distance": distance.tolist(),
+                "far_correct": far_correct.tolist(),
                 # Averages over the images of the batch that were attacked.
                 "forward": [0.0 if s else counter.forwards / count for s in skip.tolist()],
                 "backward": [0.0 if s else counter.backwards / count for s in skip.tolist()],
@@ -262,11 +281,16 @@ class Judge:
         )
         return table, candidate
 
-    def _distance(self, threat: Threat, point: Tensor, x: Tensor, y: Tensor, random: SampleRandom) -> Tensor:
-        """Norm of each perturbation whose point fools the network, inf of the others, nan without a verdict; (B,)."""
+    def _distance(
+        self, threat: Threat, point: Tensor, x: Tensor, y: Tensor, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """Norm of each perturbation whose point fools the network, inf of the others; and the points' shares right.
+
+        Both nan without a verdict; (B,).
+        """
         _, correct, finite = self._verdict(point, y, random)
         distance = torch.where(correct <= 0.5, threat.size(point - x).cpu(), math.inf)
-        return torch.where(finite, distance, math.nan)
+        return torch.where(finite, distance, math.nan), torch.where(finite, correct, math.nan)
 
     def _verdict(self, x: Tensor, y: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Majority class, share of draws classified right, and whether all logits were finite; each (B,)."""
@@ -297,23 +321,28 @@ class Judge:
             "attack": {"label": "clean"} if plan is None else plan.record(),
             "seed": self.protocol.seed,
             "draws": self.draws,
-            "precision": self.protocol.precision,
             "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
         }
         if plan is not None and plan.attack.batch_dependent:
             key["batch_size"] = self.protocol.batch_size
         if plan is not None and plan.source:
             key["source"] = plan.source
+        if plan is not None:  # clean verdicts are float32's, whatever is attacked
+            key["precision"] = self.protocol.precision
+            key["code"] = code_of([plan.attack])
         out: dict[str, Any] = plain(key)
         return out
 
     def is_done(self, label: str, key: dict[str, Any]) -> bool:
         """Whether a whole and valid outcome of this key is stored."""
-        meta = self.folder / f"{label}.json"
-        if not (meta.exists() and (self.folder / f"{label}.csv").exists()):
+        if not self.seals.holds(*self._files(label)):
             return False
-        stored = read_json(meta)
-        return bool(stored.get("key") == key and stored.get("status") == "ok")
+        stored = read_json(self.folder / f"{label}.json")
+        return isinstance(stored, dict) and stored.get("key") == key and stored.get("status") == "ok"
+
+    def _files(self, label: str) -> tuple[str, str]:
+        """An outcome's files as the run's record names them."""
+        return f"{self.folder.name}/{label}.csv", f"{self.folder.name}/{label}.json"
 
     def _collect(
         self,
@@ -349,9 +378,11 @@ class Judge:
                 began = time.perf_counter()
                 try:
                     table = judge(index, x, y)
-                except UserError:
+                except (UserError, KeyboardInterrupt):
                     raise
-                except Exception as e:  # whatever an attack or a user's network raises must not look robust
+                except (
+                    BaseException
+                ) as e:  # what an attack or a network raises, sys.exit too, is never robustness
                     reason = f"crashed: {type(e).__name__}: {one_line(e)[:200]}"
                     break
                 table["seconds"] = (time.perf_counter() - began) / len(table)
@@ -392,8 +423,9 @@ class Judge:
             "flags": {k: int(v) for k, v in table["status"].value_counts().items() if k != "ok"},
             "key": key,
         }
-        write_atomically(self.folder / f"{label}.csv", lambda f: table.to_csv(f, index=False))
-        write_json(self.folder / f"{label}.json", meta)
+        with self.seals.renewing(*self._files(label)):
+            write_atomically(self.folder / f"{label}.csv", lambda f: table.to_csv(f, index=False))
+            write_json(self.folder / f"{label}.json", meta)
         if meta["status"] != "crashed":  # after a crash is mended, the batches judged before it still hold
             shutil.rmtree(parts, ignore_errors=True)
         return table
@@ -420,12 +452,3 @@ def seeks_smallest(attack: Attack) -> bool:
 def inside(threat: Threat, delta: Tensor) -> Tensor:
     """Whether each perturbation (B, ...) lies in the threat's ball, up to rounding; (B,)."""
     return threat.size(delta) <= threat.reach
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON gives it back: tuples become lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value

@@ -15,6 +15,7 @@ from robustbench_sparse.claims import against_asked
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.sparsity import count_layers, count_sparsity, count_zeros
 from robustbench_sparse.targets import Target, data_of, images_of, resolve_target
+from robustbench_sparse.texts import markdown, printable, to_csv
 
 FORMATS = ("table", "csv", "markdown")
 # Title, the key of what there is, the key of how much of it is zero; "" for a plain column.
@@ -105,7 +106,7 @@ def show_counts(counts: Mapping[str, Any], form: str) -> str:
     """The layers, the totals and what was asked for, in one of ``FORMATS``."""
     frame = layer_frame(counts)
     if form == "csv":
-        return str(frame.to_csv(index=False, lineterminator="\n"))
+        return to_csv(frame)
     heads = [
         "layer",
         "kind",
@@ -185,7 +186,7 @@ def show_report(report: Mapping[str, Any], form: str) -> str:
     heads = ["", "before", "after", "ratio"]
     if form == "csv":
         table = pd.DataFrame(rows, columns=["quantity", *heads[1:]])
-        return str(table.to_csv(index=False, lineterminator="\n"))
+        return to_csv(table)
     outputs = [[name, str(a), str(b)] for name, (a, b) in report["removed"].items()]
     proof, noise = report["proof"], ", noise off and equal noise on" if report["proof"]["noise"] else ""
     lines = [_grid(heads, rows, 1, form), ""]
@@ -200,12 +201,14 @@ def show_report(report: Mapping[str, Any], form: str) -> str:
             f"ONNX: {_whole(report['onnx']['bytes'])} bytes; onnxruntime's logits differ by "
             f"{report['onnx']['difference']:.1e} at most."
         )
-    lines += [f"Note: {note}." for note in report["notes"]]
+    lines += [f"Note: {printable(note)}." for note in report["notes"]]
     return "\n".join(lines) + "\n"
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int, form: str) -> str:
     """A table whose first columns are texts and the others numbers."""
+    escape = markdown if form == "markdown" else printable
+    heads, rows = [escape(h) for h in heads], [[escape(cell) for cell in row] for row in rows]
     if form == "markdown":
         rule = "|" + "|".join(" --- " if i < texts else " ---: " for i in range(len(heads))) + "|"
         return "\n".join(
@@ -217,9 +220,8 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int, form:
     for row in rows:
         table.add_row(*row)
     # As wide as its content: a number is never cut.
-    console = Console(width=1000)
-    wide = console.measure(table).maximum
-    console = Console(width=wide, markup=False, highlight=False, emoji=False, color_system=None)
+    console = Console(width=1000, markup=False, highlight=False, emoji=False, color_system=None)
+    console.width = console.measure(table).maximum
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))

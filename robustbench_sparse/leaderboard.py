@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
+from robustbench_sparse import texts
 from robustbench_sparse.certificate.reading import NOT_CHECKED, REFUTED, worst_verdict
 from robustbench_sparse.errors import UserError, near
-from robustbench_sparse.files import write_text
-from robustbench_sparse.outcomes import because, rates, read_keys, read_manifest
+from robustbench_sparse.files import read_as, write_text
+from robustbench_sparse.outcomes import because, rates, read_manifest
 from robustbench_sparse.paired import ranks
+from robustbench_sparse.seals import RECORD, Seals
 
 SPARSITIES = ("weight_sparsity", "linear_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
 COUNTS = ("parameters", "nonzero_parameters", "macs", "sparse_macs")
@@ -28,6 +31,44 @@ SECONDS = ("train_seconds", "eval_seconds")
 BELIEF = ("rank", "rank_seeds", "verdict", "flags")
 IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "n")
 PUBLISHED = "published_"
+
+
+class _Facts(BaseModel):
+    model: str
+    defenses: str
+    threat: dict[str, Any]
+
+
+class _Environment(BaseModel):
+    commit: str | None
+
+
+class _Training(BaseModel):
+    status: str
+    reason: str
+    train_seconds: float
+    selected: dict[str, float | None] = {}
+
+
+class _Achieved(BaseModel):
+    kind: str
+    percent: float
+    achieved: float
+
+
+class _Counts(BaseModel):
+    weight_sparsity: float | None
+    linear_sparsity: float | None = None
+    channel_sparsity: float | None
+    kernel_sparsity: float | None
+    row_sparsity: float | None
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    sparse_macs: int | None = None
+    asked: list[_Achieved] = []
+    refused: str = ""
+
 
 # What the counts of a network lack when they were made before these were counted.
 _NOT_COUNTED: dict[str, Any] = {"asked": [], "refused": "", "linear_sparsity": None, "sparse_macs": None}
@@ -190,8 +231,8 @@ def rounded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """A table as CSV text: fixed rounding, empty cells for what is missing, ``\\n`` line ends."""
-    return rounded(table).to_csv(index=False, lineterminator="\n")
+    """A table as CSV text: fixed rounding, empty cells for what is missing, ``\\n`` line ends; see ``texts.to_csv``."""
+    return texts.to_csv(rounded(table))
 
 
 def write(folder: Path) -> pd.DataFrame:
@@ -214,7 +255,7 @@ def _rank(rows: list[dict[str, Any]]) -> None:
     runs, seeds = ({row[k]: None for row in rows} for k in ("run", "seed"))
     of = {(row["run"], row["seed"]): row for row in rows}
     for chosen, column in [*(([seed], "rank") for seed in seeds), (list(seeds), "rank_seeds")]:
-        means: dict[str, list[float]] = {}
+        means: dict[str, Sequence[float]] = {}
         refuted = []
         for run in runs:
             mine = [of.get((run, seed), {}) for seed in chosen]
@@ -224,7 +265,10 @@ def _rank(rows: list[dict[str, Any]]) -> None:
             if any(row["verdict"] == REFUTED for row in mine):
                 refuted.append(run)
             elif len({len(w) for w in worst}) == 1:
-                means[run] = [math.fsum(each) / len(chosen) for each in zip(*worst, strict=True)]
+                count = len(worst)  # one seed's verdicts are their own mean
+                means[run] = (
+                    worst[0] if count == 1 else [math.fsum(v) / count for v in zip(*worst, strict=True)]
+                )
         comparable = len({len(m) for m in means.values()}) <= 1
         given = dict(zip(means, ranks(list(means.values())), strict=True)) if comparable else {}
         given |= dict.fromkeys(refuted, len(means) + 1)
@@ -253,28 +297,34 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
     for column, value in manifest["published"].get(entry["run"], {}).items():
         row[f"{PUBLISHED}{column}"] = value
     home = folder / "runs" / entry["run_id"]
+    seals = Seals(home)
     if not (home / "run.json").is_file():
         return {**row, "status": "not trained"}
-    row.update(read_keys(home / "run.json", ("model", "defenses")))
-    if (home / "environment.json").is_file():
-        row["commit"] = read_keys(home / "environment.json", ("commit",))["commit"] or ""
-    if not (home / "training.json").is_file():
+    if not seals.has("run.json"):
+        return {**row, "status": f"incomplete: no {RECORD} that names run.json (of an earlier version?)"}
+    # Whatever the row is made of, its weights too; outcomes are checked where they are read.
+    seals.check(*(name for name in seals.hashes() if not name.startswith("outcomes/")))
+    facts = read_as(home / "run.json", _Facts)
+    if facts["threat"] != manifest["threat"]:
+        raise UserError(f"{home / 'run.json'}: of another threat than {folder / 'benchmark.json'}")
+    row.update(model=facts["model"], defenses=facts["defenses"])
+    if seals.has("environment.json"):
+        row["commit"] = read_as(home / "environment.json", _Environment)["commit"] or ""
+    if not seals.has("training.json"):
         return {**row, "status": "incomplete: training"}
-    training = read_keys(
-        home / "training.json", ("status", "reason", "train_seconds", "selected"), {"selected": {}}
-    )
+    training = read_as(home / "training.json", _Training)
     row["train_seconds"] = training["train_seconds"]
-    row["train_accuracy"] = training["selected"].get("train_accuracy")
+    row["train_accuracy"] = training.get("selected", {}).get("train_accuracy")
     if training["status"] != "complete":
         return {**row, "status": because(training)}
     problems = []
-    if (home / "sparsity.json").is_file():
-        counted = read_keys(home / "sparsity.json", (*SPARSITIES, *COUNTS, "asked", "refused"), _NOT_COUNTED)
-        refused, asked = counted.pop("refused"), counted.pop("asked")
-        if refused:
-            return {**row, "status": f"refused: {refused}"}
-        row.update(
-            counted, asked="; ".join(f"{a['kind']} {a['percent']:g}: {a['achieved']:.2f}" for a in asked)
+    if seals.has("sparsity.json"):
+        counted = {**_NOT_COUNTED, **read_as(home / "sparsity.json", _Counts)}
+        if counted["refused"]:
+            return {**row, "status": f"refused: {counted['refused']}"}
+        row.update({name: counted[name] for name in (*SPARSITIES, *COUNTS)})
+        row["asked"] = "; ".join(
+            f"{a['kind']} {a['percent']:g}: {a['achieved']:.2f}" for a in counted["asked"]
         )
     else:
         problems.append("incomplete: sparsity")

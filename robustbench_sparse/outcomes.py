@@ -6,46 +6,68 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel, Field
 
-from attacks.base import Threat
+from attacks.base import Norm, Threat
 from robustbench_sparse.certificate.reading import Certificate, read_certificate
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import read_json
+from robustbench_sparse.files import read_as, read_keys
+from robustbench_sparse.seals import Seals
 from robustbench_sparse.stats import wilson
+
+# What the judge writes of an image that has a verdict; any other word is a failure.
+JUDGED = ("ok", "outside_box", "outside_ball")
+
+
+# The name of a file beside others: nothing that leads elsewhere.
+_Name = Annotated[str, Field(pattern=r"^[^/\\\x00.][^/\\\x00]*$", max_length=255)]
+
+
+class _ThreatFacts(BaseModel):
+    norm: Norm
+    eps: float = Field(ge=0)
+
+
+class _RunFacts(BaseModel):
+    run_id: _Name
+    run: str
+    seed: int
+
+
+class _Manifest(BaseModel):
+    name: str
+    dataset: str
+    attacks: list[_Name]
+    runs: list[_RunFacts]
+    threat: _ThreatFacts
+    published: dict[str, dict[str, float | None]]
+    settings: dict[str, Any] = {}
+    certificate: Literal["off", "quick", "full"] = "off"
+    table: dict[str, Any] = {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``benchmark.json``, with its keys there and of the right kind.
 
     ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are. Without
-    ``certificate`` (the level asked for) there is none.
+    ``certificate`` (the level asked for) there is none; ``table`` is what the table was made by, see ``variants``.
     """
     path = folder / "benchmark.json"
     if not path.is_file():
         raise UserError(f"{folder}: no benchmark here (expected {path.name} in it)")
-    texts, lists, objects = ("name", "dataset"), ("attacks", "runs"), ("threat", "published", "settings")
-    kinds = {**dict.fromkeys(texts, str), **dict.fromkeys(lists, list), **dict.fromkeys(objects, dict)}
-    kinds["certificate"] = str
-    manifest = read_keys(path, tuple(kinds), {"settings": {}, "certificate": "off"})
-    for key, kind in kinds.items():
-        if not isinstance(manifest[key], kind):
-            raise UserError(f"{path}: damaged: {key}: expected a {kind.__name__}, got {manifest[key]!r}")
-    parts: list[tuple[Any, tuple[str, ...]]] = [(manifest["threat"], ("norm", "eps"))]
-    parts += [(entry, ("run_id", "run", "seed")) for entry in manifest["runs"]]
-    for part, keys in parts:
-        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
-        if missing:
-            raise UserError(f"{path}: damaged: {missing[0]!r} is missing in {part!r}")
-    return manifest
+    found = read_as(path, _Manifest)
+    return {"settings": {}, "certificate": "off", "table": {}, **found}
 
 
-def check_run_folder(path: Path) -> None:
-    """UserError unless it is a run's folder."""
+def check_run_folder(path: Path) -> str:
+    """The run's id; UserError unless it is a run's folder."""
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
+    Seals(path).check("run.json")
+    return str(read_keys(path / "run.json", ("run_id",))["run_id"])
 
 
 def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -59,7 +81,7 @@ def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], li
     certificate = found.certificate
     row.update({"verdict": certificate.verdict, "flags": " ".join(certificate.flags)})
     if "worst" in found.columns:
-        row["_worst"] = found.columns["worst"].tolist()  # what rows are ranked by
+        row["_worst"] = found.columns["worst"].to_numpy()  # what rows are ranked by
     return row, found.gaps, found.notes
 
 
@@ -102,12 +124,12 @@ def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
         if table is None:
             found.gaps.append(problem)
             continue
-        if list(table["index"]) != list(clean["index"]) or list(table["label"]) != list(clean["label"]):
+        if not (table["index"].equals(clean["index"]) and table["label"].equals(clean["label"])):
             found.gaps.append(f"{label}: judged on other images than clean")
             continue
-        without = table["status"].isin(("nonfinite", "crashed")) | table["adv_correct"].isna()
+        without = ~table["status"].isin(JUDGED) | table["adv_correct"].isna()
         if without.any():
-            kinds = ", ".join(sorted(set(table["status"][without])))
+            kinds = ", ".join(sorted(set(map(str, table["status"][without]))))
             found.gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
             continue
         for flag in ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",):
@@ -155,15 +177,23 @@ def _outcome(
     An outcome of other settings than the benchmark's present ones, left from before a change, is none.
     """
     about_path, path = folder / f"{label}.json", folder / f"{label}.csv"
-    if not about_path.is_file():
+    names = [f"{folder.name}/{p.name}" for p in (about_path, path)]
+    seals = Seals(folder.parent)
+    if not seals.has(names[0]):
         return None, f"incomplete: {label}", 0.0
+    seals.check(names[0])
     keys = ("status", "reason", "n", "seconds", "key", "bounded")
     about = read_keys(about_path, keys, {"bounded": True})
-    seconds = float(about["seconds"] or 0.0)
-    if settings is not None and about["key"].get("attack") != settings:
+    try:
+        seconds = float(about["seconds"] or 0.0)
+        changed = settings is not None and about["key"].get("attack") != settings
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"{about_path}: damaged: {one_line(e)}") from None
+    if changed:
         return None, f"incomplete: {label} (its settings have changed)", 0.0
     if about["status"] != "ok":
         return None, f"{label}: {because(about)}", seconds
+    seals.check(names[1])
     try:
         table = pd.read_csv(path)
         missing = [c for c in columns if c not in table.columns]
@@ -177,6 +207,8 @@ def _outcome(
             raise ValueError(f"{len(table)} images, but {about_path.name} says {about['n']}")
         if table["index"].duplicated().any():
             raise ValueError("an image stands there twice")
+        if "status" in table and not pd.api.types.is_string_dtype(table["status"].dropna()):
+            raise ValueError("status: expected texts")
         if not verdict.dropna().between(0, 1).all() or (label == "clean" and verdict.isna().any()):
             raise ValueError(f"{columns[2]}: expected shares in [0, 1]")
     except (OSError, ValueError, TypeError) as e:
@@ -188,15 +220,3 @@ def _outcome(
 def because(about: Mapping[str, Any]) -> str:
     """``status: reason`` on one line."""
     return f"{about['status']}: {one_line(about['reason'])}" if about["reason"] else str(about["status"])
-
-
-def read_keys(path: Path, keys: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Some keys of a JSON object; UserError when one without a default is missing."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged: expected an object, got {value!r}")
-    value = {**(defaults or {}), **value}
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise UserError(f"{path}: damaged: {missing[0]!r} is missing")
-    return {key: value[key] for key in keys}

@@ -98,8 +98,13 @@ class RunPlan:
             s.optimiser.sparsifies for s in self.stages
         )
 
+    def parts(self) -> list[object]:
+        """All plug-ins that a training is made of."""
+        stages = [part for stage in self.stages for part in (stage.optimiser, stage.schedule)]
+        return [self.model, *(d.build() for d in self.defenses), *stages]
+
     def record(self) -> Entry:
-        """Everything that determines the training's numbers but data and seed, as plain values."""
+        """Everything that determines the training's numbers but data, seed and code, as plain values."""
         return {
             "model": {"name": self.model_name, **settings_of(self.model)},
             "defenses": [d.record() for d in self.defenses],

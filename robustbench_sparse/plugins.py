@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from robustbench_sparse.errors import UserError, near, one_line
+from robustbench_sparse.errors import UserError, near, one_line, shown
 
 T = TypeVar("T")
+
+# Of a setting: whole numbers, numbers, characters of a text, items of a list.
+MOST_COUNT, MOST_SIZE, MOST_TEXT, MOST_ITEMS = 100_000_000, 1e32, 1000, 10_000
 
 TORCHATTACKS = "torchattacks:"  # before the name of an attack of that library
 
@@ -28,20 +34,60 @@ class SettingError(UserError):
         self.path, self.problem = path, problem
 
 
+# Modules that the user has named himself, in a config, a factory or --trust-plugins: stored files may name them again.
+_TRUSTED: set[str] = set()
+_FROM_FILE: ContextVar[bool] = ContextVar("from_file", default=False)
+
+
+def trust(modules: Iterable[str]) -> None:
+    """Let stored files name code of these modules (``package.module``), for the rest of the process."""
+    _TRUSTED.update(modules)
+
+
+def trusted() -> list[str]:
+    """Modules that stored files may name."""
+    return sorted(_TRUSTED)
+
+
+@contextlib.contextmanager
+def from_file() -> Iterator[None]:
+    """Within this block names come out of a stored file, maybe a stranger's: only trusted modules are imported."""
+    token = _FROM_FILE.set(True)
+    try:
+        yield
+    finally:
+        _FROM_FILE.reset(token)
+
+
 def import_object(reference: str) -> Any:
     """Import ``package.module:name``; modules in the working directory are found too.
 
     Raises:
-        UserError: when the module or the name in it does not exist.
+        UserError: when the module or the name in it does not exist, the module is a program (``__main__``), or a stored
+            file names it and nobody trusts it.
     """
     module_name, _, name = reference.partition(":")
+    if module_name.split(".")[-1] == "__main__" and module_name != "__main__":
+        raise UserError(
+            f"{shown(reference)}: a module named __main__ is a program, and importing it would run it"
+        )
+    if not _FROM_FILE.get():
+        _TRUSTED.add(module_name)
+    elif module_name not in _TRUSTED:
+        raise UserError(
+            f"refused: it names code from elsewhere, {shown(reference)}, and a file alone imports nothing; if you "
+            f"trust that code, add --trust-plugins {module_name}"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as e:
-        raise UserError(f"{reference}: importing {module_name} failed: {one_line(e)}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # sys.exit, too: only an interrupt may end the command
+        kind = "" if isinstance(e, Exception) else f"{type(e).__name__}: "
+        raise UserError(f"{reference}: importing {module_name} failed: {kind}{one_line(e)}") from None
     if not hasattr(module, name):
         known = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f"{reference}: {module_name} has no {name!r}{near(name, known)}")
@@ -68,7 +114,8 @@ def find(table: Mapping[str, type[T]], name: str, kind: str, base: type[T]) -> t
         return found
     if name not in table:
         raise SettingError(
-            ("name",), f"unknown {kind} {name!r}{near(name, table)}; there are: {', '.join(sorted(table))}"
+            ("name",),
+            f"unknown {kind} {shown(name)}{near(name, table)}; there are: {', '.join(sorted(table))}",
         )
     return table[name]
 
@@ -82,7 +129,7 @@ def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, bas
     if "name" not in entry:
         raise SettingError((), f"expected `name:` with one of {', '.join(sorted(table))}")
     if not isinstance(entry["name"], str):
-        raise SettingError(("name",), f"expected a text, got {entry['name']!r}")
+        raise SettingError(("name",), f"expected a text, got {shown(entry['name'])}")
     cls = find(table, entry["name"], kind, base)
     if entry["name"].startswith(TORCHATTACKS):
         return typing.cast(T, _from_torchattacks(cls, entry))
@@ -130,15 +177,32 @@ def _refused(error: Exception, known: Mapping[str, Any]) -> SettingError:
 
 
 def check_type(hint: Any, value: Any, path: tuple[str | int, ...]) -> Any:
-    """Check a value against a type hint without converting texts to numbers or the like."""
+    """Check a value against a type hint without converting texts to numbers or the like; and its size."""
     try:
-        return TypeAdapter(hint).validate_python(_tuples(value), strict=True)
+        checked = TypeAdapter(hint).validate_python(_tuples(value), strict=True)
+        _check_sizes(checked, path)
+        return checked
     except ValidationError as e:
         first = e.errors()[0]
         item = tuple(p for p in first["loc"] if isinstance(p, int))  # place in a list
-        raise SettingError((*path, *item), f"{expectation(first)}, got {first['input']!r}") from None
+        raise SettingError((*path, *item), f"{expectation(first)}, got {shown(first['input'])}") from None
     except PydanticUserError as e:
         raise SettingError(path, f"its type cannot be checked: {one_line(e)[:100]}") from None
+
+
+def _check_sizes(value: Any, path: tuple[str | int, ...]) -> None:
+    """SettingError for numbers and texts beyond any use, which would only overflow or run for ever later on."""
+    if isinstance(value, tuple | list | dict):
+        if len(value) > MOST_ITEMS:
+            raise SettingError(path, f"expected at most {MOST_ITEMS} items, got {len(value)}")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_sizes(item, (*path, key))
+    elif isinstance(value, str) and len(value) > MOST_TEXT:
+        raise SettingError(path, f"expected at most {MOST_TEXT} characters, got {len(value)}")
+    elif isinstance(value, int) and abs(value) > MOST_COUNT:
+        raise SettingError(path, f"expected at most {MOST_COUNT}, got {shown(value)}")
+    elif isinstance(value, float) and MOST_SIZE < abs(value) < math.inf:
+        raise SettingError(path, f"expected a number of at most {MOST_SIZE:g}, got {shown(value)}")
 
 
 def expectation(error: Any) -> str:

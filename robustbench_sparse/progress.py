@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from robustbench_sparse.texts import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -59,15 +61,18 @@ class RichShow:
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+        def text(template: str) -> TextColumn:
+            return TextColumn(template, markup=False)  # a label in brackets is no style
+
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            text("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"),
+            text("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+            text("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[info]}"),
+            text("{task.fields[info]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -88,11 +93,12 @@ class RichShow:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 class _Bar:
     def __init__(self, show: RichShow, title: str, total: int, unit: str, done: int) -> None:
+        title, unit = printable(title), printable(unit)
         self._show, self._title, self._unit, self._total = show, title, unit, total
         self._done, self._began, self._info = 0, time.perf_counter(), ""
         self._id = show._progress.add_task(title, total=total, completed=done, unit=unit, rate="", info="")
@@ -100,7 +106,7 @@ class _Bar:
     def advance(self, amount: int, info: str = "") -> None:
         """So many more units are done."""
         self._done += amount
-        self._info = info or self._info
+        self._info = printable(info) if info else self._info
         self._show._progress.update(self._id, advance=amount, rate=self._rate(), info=self._info)
 
     def _rate(self) -> str:

@@ -16,6 +16,8 @@ def read_published(path: Path) -> dict[str, dict[str, float]]:
         UserError: when the file cannot be read, has no column ``run``, a run twice or a cell without number.
     """
     try:
+        if not path.is_file():  # a pipe or a device would block, or never end
+            raise FileNotFoundError(f"{'no regular' if path.exists() else 'no such'} file")
         table = pd.read_csv(path, dtype={"run": str})
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as CSV: {one_line(e)}") from None

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from robustbench_sparse.claims import POINTS
-from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.errors import UserError, one_line, shown
 from robustbench_sparse.leaderboard import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN, fold
 from robustbench_sparse.stats import difference, wilson
+from robustbench_sparse.texts import csv_text, printable
 
 _EQUAL = ("parameters", "macs")
 _NOT_COMPARED = {
@@ -60,29 +61,27 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
     Raises:
         UserError: a file that cannot be read, or a reference that states nothing.
     """
-    found, wanted = _table(measured, "measured"), _table(reference, "reference")
+    ours = str(measured) if isinstance(measured, Path) else "measured"
     name = str(reference) if isinstance(reference, Path) else "reference"
+    found, wanted = _table(measured, ours), _table(reference, name)
     keys = ["run", "seed"] if "seed" in wanted.columns else ["run"]
     columns = [c for c in wanted.columns if not _is_aside(c)]
     if wanted.empty or not columns:
         raise UserError(f"{name}: states no rate and no sparsity to compare with")
     for key in keys:
         if key not in found.columns:
-            raise UserError(f"{name} has a column {key!r}, the measured table has none")
+            raise UserError(f"{ours}: expected a column {key!r}, as {name} has one")
     for column in columns:
-        numbers = pd.to_numeric(wanted[column], errors="coerce")
-        bad = wanted[column][numbers.isna() & wanted[column].notna()]
-        if len(bad):
-            raise UserError(f"{name}: column {column!r}: expected numbers, got {bad.iloc[0]!r}")
-        if column not in (*SPARSITIES, *_EQUAL) and not numbers.dropna().between(0, 100).all():
-            raise UserError(f"{name}: column {column!r}: expected percentages in [0, 100]")
-        wanted[column] = numbers
+        bounds = None if column in (*SPARSITIES, *_EQUAL) else (0, 100)
+        for table, source in ((wanted, name), (found, ours)):
+            if column in table.columns:
+                table[column] = _numbers(table[column], source, bounds, "percentages in [0, 100]")
     out: list[Difference] = []
     for _, row in wanted.iterrows():
         rows = found
         for key in keys:
-            rows = rows[rows[key].astype(str) == str(row[key])]
-        run = str(row["run"]) + (f" (seed {row['seed']})" if "seed" in keys else "")
+            rows = rows[rows[key] == row[key]]
+        run = _name(row)
         if rows.empty:
             out.append(_difference(run, "", math.nan, math.nan, "the row is gone"))
             continue
@@ -95,7 +94,7 @@ def text_of(differences: Sequence[Difference]) -> str:
     lines = [["run", "column", "reference", "measured", "problem"]]
     for d in differences:
         numbers = ["" if math.isnan(v) else f"{v:.2f}" for v in (d.reference, d.measured)]
-        lines.append([d.run, d.column, *numbers, d.problem])
+        lines.append([printable(text) for text in (d.run, d.column, *numbers, d.problem)])
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     out = []
     for *cells, problem in lines:
@@ -114,7 +113,7 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
         return None
     if column not in rows.columns:
         return _difference(run, column, wanted, math.nan, "the column is gone")
-    value = float(rows[column].astype("float64").mean(skipna=False))
+    value = float(rows[column].mean(skipna=False))
     if math.isnan(value):
         status = "; ".join(dict.fromkeys(str(s) for s in rows.get("status", ()) if s != "ok"))
         return _difference(run, column, wanted, value, f"the cell is empty ({status or 'no reason given'})")
@@ -125,7 +124,7 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
         if abs(value - wanted) <= POINTS + 1e-9:
             return None
         return _difference(run, column, wanted, value, f"more than {POINTS} points apart")
-    images = float(rows["n"].astype("float64").min(skipna=False))
+    images = float(rows["n"].min(skipna=False)) if "n" in rows.columns else math.nan
     if math.isnan(images):
         return _difference(run, column, wanted, value, "the measured row has no n")
     low, high = _interval(value, int(images), wanted, row.get("n"))
@@ -155,18 +154,73 @@ def _is_aside(column: str) -> bool:
     return column in _NOT_COMPARED or column.endswith(("_lo", "_hi")) or column.startswith(PUBLISHED)
 
 
-def _table(source: Path | pd.DataFrame, what: str) -> pd.DataFrame:
+def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
     """A table with the columns ``run`` and perhaps ``seed``; over seeds, the means under the plain names."""
-    if isinstance(source, Path):
-        try:
-            table = fold(source) if source.is_dir() else pd.read_csv(source, dtype={"run": str})
-        except (OSError, ValueError) as e:
-            raise UserError(f"{source}: cannot be read as CSV: {one_line(e)}") from None
-    else:
+    if isinstance(source, pd.DataFrame):
         table = source
-    if "run" not in table.columns:
-        raise UserError(f"{source if isinstance(source, Path) else what}: expected a column 'run'")
+    else:
+        table = fold(source) if source.is_dir() else _read(source)
     means = {c: c.removesuffix("_mean") for c in table.columns if c.endswith("_mean")}
-    spreads = [f"{name}_std" for name in means.values()]
+    spreads = [f"{column}_std" for column in means.values()]
     out: pd.DataFrame = table.rename(columns=means).drop(columns=[c for c in spreads if c in table.columns])
+    if "run" not in out.columns:
+        raise UserError(f"{name}: expected a column 'run'")
+    twice = out.columns[out.columns.duplicated()]
+    if len(twice):
+        raise UserError(f"{name}: column {shown(twice[0])} stands there twice")
+    if out["run"].isna().any():
+        raise UserError(f"{name}: column 'run': expected a name in every row, got an empty cell")
+    out["run"] = [printable(run) for run in out["run"]]
+    if "seed" in out.columns:
+        out["seed"] = _seeds(out["seed"], name)
+    if "n" in out.columns:
+        out["n"] = _numbers(out["n"], name, (1, 2**53), "numbers of images >= 1")
+    keys = [key for key in ("benchmark", "run", "seed") if key in out.columns]
+    again = out[out.duplicated(keys)]
+    if len(again):
+        raise UserError(f"{name}: the row {shown(_name(again.iloc[0]))} stands there twice")
     return out
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A CSV with the texts as they were before they were made cells."""
+    try:
+        # As it is: what a damaged archive raises is of many kinds.
+        table = pd.read_csv(path, dtype={"run": str}, low_memory=False, compression=None)
+    except (OSError, ValueError) as e:
+        problem = e.strerror if isinstance(e, OSError) else None
+        raise UserError(f"{path}: cannot be read as CSV: {one_line(problem or e)[:200]}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path}: cannot be read as CSV: rows have more cells than the heading")
+    table.columns = pd.Index([csv_text(str(column)) for column in table.columns])
+    if "run" in table.columns:
+        table["run"] = table["run"].map(csv_text, na_action="ignore")
+    out: pd.DataFrame = table
+    return out
+
+
+def _numbers(
+    cells: pd.Series[Any], name: str, bounds: tuple[float, float] | None = None, what: str = ""
+) -> pd.Series[float]:
+    """A column of numbers, some of which may be missing; UserError for anything else, or outside the bounds."""
+    numbers: pd.Series[float] = pd.to_numeric(cells, errors="coerce").astype("float64")
+    bad = cells[numbers.isna() & cells.notna()]
+    if len(bad):
+        raise UserError(f"{name}: column {shown(cells.name)}: expected numbers, got {shown(bad.tolist()[0])}")
+    bad = cells[~(numbers.isna() | numbers.between(*bounds))] if bounds else bad
+    if len(bad):
+        raise UserError(f"{name}: column {shown(cells.name)}: expected {what}, got {shown(bad.tolist()[0])}")
+    return numbers
+
+
+def _seeds(cells: pd.Series[Any], name: str) -> pd.Series[int]:
+    numbers = _numbers(cells, name)
+    bad = cells[~(numbers % 1 == 0)]
+    if len(bad):
+        raise UserError(f"{name}: column 'seed': expected whole numbers, got {shown(bad.tolist()[0])}")
+    return numbers.astype("Int64")
+
+
+def _name(row: pd.Series[Any]) -> str:
+    """How a row is named to people."""
+    return str(row["run"]) + (f" (seed {row['seed']})" if "seed" in row.index else "")

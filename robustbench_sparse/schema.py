@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -9,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from attacks.base import Threat
 
 Entry = dict[str, Any]
+
+# Beyond any use, and short of what overflows somewhere later.
+MOST_IMAGES, MOST_EPS = 1_000_000_000, 1e6
+MOST_NAME = 100  # characters of a name or label: folders are named by them, with a seed and a hash behind
 
 
 class _Strict(BaseModel):
@@ -20,6 +25,17 @@ class ThreatConfig(_Strict):
 
     norm: Literal["linf", "l2"] = "linf"
     eps: float = Field(8 / 255, ge=0)
+
+    @model_validator(mode="after")
+    def _eps_in_pixel_range(self) -> ThreatConfig:
+        # Pixels lie in [0, 1]. Beyond 1, l_inf bounds nothing: what is meant is 8/255, or no bound (.inf).
+        if self.norm == "linf" and 1 < self.eps < math.inf:
+            raise ValueError(
+                "expected a radius eps of at most 1 for linf, in units of the pixel range (8/255, not 8)"
+            )
+        if MOST_EPS < self.eps < math.inf:
+            raise ValueError(f"expected a radius eps of at most {MOST_EPS:g}, or .inf")
+        return self
 
     @model_validator(mode="after")
     def _eps_of_l2(self) -> ThreatConfig:
@@ -48,18 +64,18 @@ class EvaluationConfig(_Strict):
             (about a minute for a small network) or ``full``.
     """
 
-    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(gt=0, le=MOST_IMAGES)] | Literal["auto"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    draws: int = Field(10, gt=0)
-    limit: int | None = Field(None, gt=0)
+    draws: int = Field(10, gt=0, le=100_000)
+    limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
     certificate: Literal["off", "quick", "full"] = "off"
 
 
 class AugmentConfig(_Strict):
     """Random crop after zero padding by ``crop`` pixels, and horizontal flip."""
 
-    crop: int = Field(0, ge=0)
+    crop: int = Field(0, ge=0, le=1024)
     flip: bool = False
 
 
@@ -80,13 +96,13 @@ class StageConfig(_Strict):
         compile: whether they are compiled; ``auto`` where it is measured to be faster and the work is worth it.
     """
 
-    epochs: int = Field(..., gt=0)
-    batch_size: int = Field(128, gt=0)
+    epochs: int = Field(..., gt=0, le=1_000_000)
+    batch_size: int = Field(128, gt=0, le=MOST_IMAGES)
     optimizer: Entry = Field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
     schedule: Entry = Field(default_factory=lambda: {"name": "constant"})
     augment: AugmentConfig = AugmentConfig()
     selection: Literal["best", "adversarial", "last"] = "best"
-    select_after: int = Field(0, ge=0)
+    select_after: int = Field(0, ge=0, le=1_000_000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
 
@@ -117,17 +133,17 @@ class BenchmarkConfig(_Strict):
     A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label.
     """
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    source: str = ""
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=MOST_NAME)
+    source: str = Field("", max_length=1000)
     data: str | Entry
-    validation: int = Field(0, ge=0)
-    train_limit: int | None = Field(None, gt=0)
+    validation: int = Field(0, ge=0, le=MOST_IMAGES)
+    train_limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
     threat: ThreatConfig = ThreatConfig()
     suite: Literal["quick", "standard", "full"] | None = None
     attacks: dict[str, str | Entry] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
-    seeds: list[int] = Field([0], min_length=1)
-    threads: int | None = Field(None, gt=0)
+    seeds: list[int] = Field([0], min_length=1, max_length=10_000)
+    threads: int | None = Field(None, gt=0, le=1024)
     model: str | Entry | None = None
     train: Entry
     runs: dict[str, RunConfig] = Field(..., min_length=1)
@@ -144,4 +160,6 @@ class BenchmarkConfig(_Strict):
     def _seeds(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) != len(seeds) or min(seeds) < 0:
             raise ValueError("expected different whole numbers >= 0")
+        if max(seeds) >= 2**31:
+            raise ValueError("expected whole numbers below 2^31")
         return seeds

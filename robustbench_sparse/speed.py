@@ -37,6 +37,7 @@ AskedCompile = Literal["auto", "on", "off"]
 SMALL_WORK = 1e12
 LARGE_WORK = 2e13
 PLAIN_BATCH = 256
+PLAIN_MEMORY = 1e9  # bytes that a pass over such a batch may keep
 _CALIBRATION_BATCH = 64
 _GAIN = 1.05  # what a choice has to gain before it is taken
 _REPEATS = 3
@@ -94,7 +95,7 @@ def for_attacks(
         precision, compile, batch_size: what was asked for; None lets the batch size be chosen.
     """
     if work < SMALL_WORK:
-        return _plain(precision, compile, batch_size or PLAIN_BATCH)
+        return _plain(precision, compile, batch_size or _fitting(model, x))
 
     def measure() -> Speed:
         sample, rates = x[:_CALIBRATION_BATCH], {}
@@ -280,18 +281,35 @@ def _batch_size(network: nn.Module, x: Tensor, rates: dict[str, float]) -> int:
     return best
 
 
+def _fitting(model: nn.Module, x: Tensor) -> int:
+    """The plain batch, or less where images are large: by what there is in the machine, not by what is free just now,
+    so that a choice does not depend on what else runs.
+    """
+    try:
+        with _global_streams_kept(x.device):
+            image = _bytes_per_image(model, x[:1])
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a network without gradients, or a system that does not say: as ever
+        return PLAIN_BATCH
+    return int(min(PLAIN_BATCH, max(1.0, min(PLAIN_MEMORY, total / 8) / max(image, 1.0))))
+
+
 def _bytes_per_image(network: nn.Module, x: Tensor) -> float:
-    """What one image keeps in memory from the forward to the backward pass."""
+    """What one image keeps in memory from the forward to the backward pass, beside the weights."""
     held: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
 
     def keep(t: Tensor) -> Tensor:
-        held[t.data_ptr()] = t.numel() * t.element_size()
+        if t.untyped_storage().data_ptr() not in weights:
+            held[t.data_ptr()] = t.numel() * t.element_size()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         point = x.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            network(point)
+            network(point.clone())
     return 2 * sum(held.values()) / len(x)  # gradients take as much again at worst
 
 
@@ -326,7 +344,11 @@ def _remembered(model: nn.Module, x: Tensor, question: dict[str, Any], measure: 
                     known[key] = dataclasses.asdict(measure())
                 write_json(path, known)
             return Speed(**{**known[key], "reason": "measured on this machine"})
-    except (OSError, filelock.Timeout):  # no place to remember it: the run's folder still records it
+    except (
+        OSError,
+        filelock.Timeout,
+        UserError,
+    ):  # no place to remember it: the run's folder still records it
         return measure()
 
 

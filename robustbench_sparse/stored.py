@@ -10,17 +10,20 @@ from torch import nn
 
 from robustbench_sparse.config import resolve
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import fill, load_weights, read_json
+from robustbench_sparse.files import fill, load_weights, read_json, read_keys
 from robustbench_sparse.plan import Plan
-from robustbench_sparse.runs import RunFolder, sha256
+from robustbench_sparse.plugins import from_file
+from robustbench_sparse.runs import RunFolder
+from robustbench_sparse.seals import Seals
 from robustbench_sparse.train import build_network
+from robustbench_sparse.variants import MARK
 
 
 def has_recipe(folder: Path | None) -> bool:
     """Whether a run's folder says how its network was built; that of a foreign network does not."""
     if folder is None or not (folder / "run.json").is_file():
         return False
-    return bool(read_json(folder / "run.json").get("record"))
+    return bool(read_keys(folder / "run.json", ("record",))["record"])
 
 
 def stored_plan(folder: Path) -> Plan:
@@ -30,16 +33,24 @@ def stored_plan(folder: Path) -> Plan:
         UserError: the record is damaged, or of other plug-ins than there are.
     """
     path = folder / "run.json"
+    Seals(folder).check(path.name)
     return plan_of(read_json(path), path)
 
 
 def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
-    """The plan that the content of a ``run.json`` records; ``path`` is the file it was read from."""
+    """The plan that the content of a ``run.json`` records; ``path`` is the file it was read from.
+
+    Nothing is imported for it but what ``plugins.trust`` allows.
+    """
     try:
+        if facts["record"] == {}:
+            raise UserError(
+                f"{path}: of a network that was judged, not trained here: name the factory that makes it in its place"
+            )
         record = facts["record"]
         defenses = [{k: v for k, v in d.items() if (k, v) != ("stages", None)} for d in record["defenses"]]
         raw = {
-            "name": facts["benchmark"],
+            "name": str(facts["benchmark"]).partition(MARK)[0],
             "data": record["data"],
             "validation": record["validation"],
             "train_limit": record["train_limit"],
@@ -49,7 +60,8 @@ def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
         }
     except (KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None
-    return resolve(raw, name=str(path))
+    with from_file():
+        return resolve(raw, name=str(path))
 
 
 def architecture(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
@@ -72,7 +84,7 @@ def network_of(facts: Mapping[str, Any], path: Path, channels: int, size: int, c
     try:
         defenses = [d.build() for d in run.defenses]
         return build_network(run, defenses, channels, size, classes, int(facts["seed"])).eval()
-    except ValueError as e:
+    except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: {one_line(e)}") from None
 
 
@@ -83,10 +95,8 @@ def rebuilt(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
         UserError: as ``architecture``; or weights that are missing, of another network, or not those trained.
     """
     place = RunFolder(path=folder, run_id=folder.name, label="", seed=0, facts={})
-    training = place.training()
+    place.check_weights()
     weights = load_weights(place.weights)
-    if training is None or sha256(place.weights) != training.get("weights_sha256"):
-        raise UserError(f"{place.weights}: changed since it was trained")
     model = architecture(folder, channels, size, classes)
     fill(model, weights, place.weights)
     return model

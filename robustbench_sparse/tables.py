@@ -11,6 +11,7 @@ import pandas as pd
 
 from robustbench_sparse.errors import UserError, near
 from robustbench_sparse.leaderboard import BELIEF, PUBLISHED, SPARSITIES, rates_of, to_csv
+from robustbench_sparse.texts import latex, markdown, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,14 +76,13 @@ def to_markdown(tables: Sequence[pd.DataFrame]) -> str:
     parts = []
     for table in tables:
         columns = [*columns_of(table, full=True), _status(table)]
-        head = "| " + " | ".join(_markdown(c.title) for c in columns) + " |"
+        head = "| " + " | ".join(markdown(c.title) for c in columns) + " |"
         rule = "|" + "|".join(" ---: " if c.number else " --- " for c in columns) + "|"
         rows = [
-            "| " + " | ".join(_markdown(_joined(c.cells[i])) for c in columns) + " |"
-            for i in range(len(table))
+            "| " + " | ".join(_markdown(c.cells[i], c) for c in columns) + " |" for i in range(len(table))
         ]
         name, caption = title_of(table)
-        parts.append("\n".join([f"## {_markdown(name)}", "", caption, "", head, rule, *rows, ""]))
+        parts.append("\n".join([f"## {markdown(name)}", "", markdown(caption), "", head, rule, *rows, ""]))
     return "\n".join(parts)
 
 
@@ -97,9 +97,9 @@ def to_latex(tables: Sequence[pd.DataFrame]) -> str:
             f"% {name}: {caption} Needs \\usepackage{{booktabs}}.",
             f"\\begin{{tabular}}{{{align}}}",
             "\\toprule",
-            " & ".join(_latex(c.title) for c in columns) + " \\\\",
+            " & ".join(latex(c.title) for c in columns) + " \\\\",
             "\\midrule",
-            *(" & ".join(_latex(_joined(c.cells[i])) for c in columns) + " \\\\" for i in range(len(table))),
+            *(" & ".join(latex(_joined(c.cells[i])) for c in columns) + " \\\\" for i in range(len(table))),
             "\\bottomrule",
             "\\end{tabular}",
             "",
@@ -124,7 +124,7 @@ def show(console: Console, tables: Sequence[pd.DataFrame]) -> None:
 
 
 def title_of(table: pd.DataFrame) -> tuple[str, str]:
-    """A table's name, and what its numbers are."""
+    """A table's name, and what its numbers are; printable."""
     if table.empty:
         return "", "no runs"
     spread = MEANS if "seeds" in table.columns else INTERVALS
@@ -133,16 +133,16 @@ def title_of(table: pd.DataFrame) -> tuple[str, str]:
     images = f"{' or '.join(str(n) for n in sizes)} images of {datasets}" if sizes else datasets
     published = any(c.startswith(PUBLISHED) for c in table.columns)
     note = "; published values in parentheses" if published else ""
-    return str(table["benchmark"].iloc[0]), f"Percent correct on {images}; {spread}{note}."
+    return printable(table["benchmark"].iloc[0]), printable(f"Percent correct on {images}; {spread}{note}.")
 
 
 def troubles_of(table: pd.DataFrame) -> list[str]:
-    """One line for every row whose status is not plainly ok."""
+    """One printable line for every row whose status is not plainly ok."""
     lines = []
     for _, row in table.iterrows():
         if row["status"] != "ok":
             seed = "" if "seeds" in table.columns else f" (seed {row['seed']})"
-            lines.append(f"{row['run']}{seed}: {row['status']}")
+            lines.append(printable(f"{row['run']}{seed}: {row['status']}"))
     return lines
 
 
@@ -166,14 +166,14 @@ def columns_of(table: pd.DataFrame, full: bool = False) -> list[Column]:
     for name in rates:
         cells = [_cell(row, name, over_seeds) for _, row in table.iterrows()]
         title = name.replace("_sparsity", " zeros") if name in SPARSITIES else name
-        columns.append(Column(title, cells))
+        columns.append(Column(printable(title), cells))
     believed = [c for c in BELIEF if c in table.columns and c != "rank_seeds"]
     columns += [_plain(table, name, name == "rank") for name in believed]
     return [c for c in columns if any(cell != Cell() for cell in c.cells)]
 
 
 def _plain(table: pd.DataFrame, name: str, number: bool) -> Column:
-    return Column(name, [Cell("" if pd.isna(v) else str(v)) for v in table[name]], number)
+    return Column(name, [Cell("" if pd.isna(v) else printable(v)) for v in table[name]], number)
 
 
 def _status(table: pd.DataFrame) -> Column:
@@ -207,18 +207,9 @@ def _joined(cell: Cell) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
-
-
-def _latex(text: str) -> str:
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": "\\textbackslash{}",
-        "~": "\\textasciitilde{}",
-        "^": "\\textasciicircum{}",
-        "±": "$\\pm$",
-    }
-    return "".join(special.get(c, c) for c in text)
+def _markdown(cell: Cell, column: Column) -> str:
+    # The brackets around an interval are no link's.
+    return _joined(cell) if column.number else markdown(_joined(cell))
 
 
 def _lines(cell: Cell, column: Column) -> list[str]:

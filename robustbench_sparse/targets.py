@@ -13,10 +13,10 @@ from robustbench_sparse.benchmark import load_dataset
 from robustbench_sparse.config import resolve
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import fill, load_weights, read_json
+from robustbench_sparse.files import fill, load_weights, read_json, sha256
 from robustbench_sparse.outcomes import check_run_folder
 from robustbench_sparse.plugins import import_object
-from robustbench_sparse.runs import RunFolder, sha256
+from robustbench_sparse.runs import RunFolder
 from robustbench_sparse.shrink.shrunk_file import load_shrunk, record_of
 from robustbench_sparse.stored import plan_of, stored_plan
 
@@ -31,6 +31,7 @@ class Target:
         model: in eval mode, on the CPU.
         name: what to call it.
         identity: names its weights; ``module`` where nothing but the network itself does.
+        factory: what made it, where a factory did: its source belongs to what the network is.
         weights: the file they were read from.
         dataset: config entry of its data set.
         norm, eps: its benchmark's threat.
@@ -42,6 +43,7 @@ class Target:
     model: nn.Module
     name: str
     identity: str
+    factory: object = None
     weights: Path | None = None
     dataset: Any = None
     norm: str | None = None
@@ -125,15 +127,16 @@ def images_of(dataset: Dataset) -> dict[str, int]:
 
 
 def _from_run(path: Path, data_root: str | Path | None) -> Target:
-    facts, plan = read_json(path / "run.json"), stored_plan(path)
+    plan, facts = stored_plan(path), read_json(path / "run.json")
     own = load_dataset(plan, data_root)
-    place = RunFolder(path=path, run_id=facts["run_id"], label=facts["run"], seed=facts["seed"], facts=facts)
+    run, seed = plan.runs[0], int(facts["seed"])
+    place = RunFolder(path=path, run_id=path.name, label=run.label, seed=seed, facts=facts)
+    place.check_weights()
     training = place.training()
-    if training is None or training["status"] != "complete":
-        raise UserError(f"{path}: {'not trained to the end' if training is None else training['reason']}")
+    assert training is not None
     return Target(
-        model=place.network(plan.runs[0], own),
-        name=facts["run"],
+        model=place.network(run, own),
+        name=run.label,
         identity=training["weights_sha256"],
         weights=place.weights,
         dataset=plan.config.data,
@@ -141,7 +144,7 @@ def _from_run(path: Path, data_root: str | Path | None) -> Target:
         eps=plan.threat.eps,
         record={"run": facts},
         images=images_of(own),
-        asked=list(training.get("asked", [])),
+        asked=list(training["asked"]),
     )
 
 
@@ -166,16 +169,20 @@ def _from_factory(reference: str, weights: str | Path | None) -> Target:
     factory = import_object(reference)
     try:
         model = factory()
-    except Exception as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         raise UserError(f"{reference}: calling it failed: {type(e).__name__}: {one_line(e)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"{reference}: expected it to return a torch.nn.Module, got {type(model).__name__}")
     name, record = reference.partition(":")[2], {"factory": reference}
     if weights is None:
-        return Target(model=model.eval(), name=name, identity="module", record=record)
+        return Target(model=model.eval(), name=name, identity="module", factory=factory, record=record)
     path = Path(weights)
     if record_of(path) is not None:
         load_shrunk(path, model)
     else:
         fill(model, load_weights(path), path)
-    return Target(model=model.eval(), name=name, identity=sha256(path), weights=path, record=record)
+    return Target(
+        model=model.eval(), name=name, identity=sha256(path), factory=factory, weights=path, record=record
+    )

@@ -3,7 +3,8 @@
 PyYAML follows YAML 1.1, where ``1e-3`` and ``8/255`` are texts, ``off`` is a boolean, ``010`` is eight,
 ``1:30`` is ninety, ``2020-01-01`` is a date, and the second of two equal keys wins in silence. Here the first
 two are numbers, only ``true`` and ``false`` are booleans, numbers are decimal, keys and all the rest are
-texts, and a repeated key is an error. Every key's line is kept for error messages.
+texts, and a repeated key is an error. Every key's line is kept for error messages. A file is limited in bytes, depth,
+and values, these counted with every alias written out: a small file can stand for an endless one.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, cast
 
 import yaml
 
-from robustbench_sparse.errors import UserError, one_line
+from robustbench_sparse.errors import UserError, one_line, shown
 
 KeyPath = tuple[str | int, ...]
+
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1 << 20, 40, 100_000
+MAX_KEY, MAX_NUMBER = 200, 100  # characters
 
 _FLOAT = re.compile(
     r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf)$|^\.nan$"
@@ -66,14 +70,17 @@ def parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
         The value and the line (from 1) of every key path in it.
 
     Raises:
-        UserError: for a syntax error, with its line.
+        UserError: for a syntax error, or a limit that is passed, with the line.
     """
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise UserError(f"{name}:1: larger than {MAX_BYTES} bytes")
     loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
+        _check_size(node)
         _check_keys(node, ())
         value = loader.construct_document(node)
         lines: dict[KeyPath, int] = {}
@@ -83,30 +90,70 @@ def parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
         mark = e.problem_mark or e.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{name}{line}: not valid YAML: {one_line(e.problem or e.context)}") from None
-    except (yaml.YAMLError, ValueError) as e:
-        raise UserError(f"{name}: not valid YAML: {one_line(e)}") from None
+    except yaml.reader.ReaderError as e:
+        at = 1 + text.count("\n", 0, e.position)
+        raise UserError(
+            f"{name}:{at}: not valid YAML: the character U+{ord(text[e.position]):04X}: {one_line(e.reason)}"
+        ) from None
     except RecursionError:
-        raise UserError(f"{name}: not valid YAML: nested too deeply") from None
+        raise UserError(f"{name}:1: not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError) as e:
+        raise UserError(f"{name}:1: not valid YAML: {one_line(e)}") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
+def _check_size(node: yaml.Node) -> None:
+    """Refuse what is nested too deeply, or is too much once every alias is written out."""
+    known: dict[int, tuple[int, int]] = {}  # node -> its values, its depth
+
+    def measure(here: yaml.Node, above: int) -> tuple[int, int]:
+        if id(here) in known:
+            return known[id(here)]
+        if above > MAX_DEPTH:
+            raise _refusal(f"nested more than {MAX_DEPTH} deep", here)
+        known[id(here)] = 0, 0  # within itself: said by ``_check_keys``
+        children = (
+            [n for pair in here.value for n in pair] if isinstance(here, yaml.MappingNode) else here.value
+        )
+        below = [measure(n, above + 1) for n in children] if not isinstance(here, yaml.ScalarNode) else []
+        count, depth = 1 + sum(c for c, _ in below), 1 + max((d for _, d in below), default=0)
+        if count > MAX_VALUES:
+            raise _refusal(f"more than {MAX_VALUES} values, aliases written out", here)
+        if above + depth > MAX_DEPTH + 1:
+            raise _refusal(f"nested more than {MAX_DEPTH} deep, aliases written out", here)
+        known[id(here)] = count, depth
+        return count, depth
+
+    measure(node, 0)
+
+
+def _refusal(problem: str, at: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
+
+
 def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
-    """Make keys texts; refuse repeated keys, keys that are no plain value, a value that contains itself."""
-
-    def refuse(problem: str, at: yaml.Node) -> yaml.constructor.ConstructorError:
-        return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
-
+    """Make keys texts; refuse repeated keys, keys that are no plain value, values that are not what their tag says, and
+    a value that contains itself.
+    """
     if any(node is n for n in above):
-        raise refuse("a value contains itself", node)
+        raise _refusal("a value contains itself", node)
+    rule = _RULES.get(node.tag)
+    if isinstance(node, yaml.ScalarNode) and rule is not None:
+        if not rule[0].match(node.value):
+            raise _refusal(f"expected a value of {node.tag}, got {shown(node.value)}", node)
+        if len(node.value) > MAX_NUMBER:
+            raise _refusal(f"a number of more than {MAX_NUMBER} characters", node)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise refuse("expected a name as key", key)
+                raise _refusal("expected a name as key", key)
+            if len(key.value) > MAX_KEY:
+                raise _refusal(f"a key of more than {MAX_KEY} characters: {shown(key.value)}", key)
             if key.value in seen:
-                raise refuse(f"the key {key.value!r} is given twice", key)
+                raise _refusal(f"the key {key.value!r} is given twice", key)
             seen.add(key.value)
             if key.tag != _MERGE:
                 key.tag = "tag:yaml.org,2002:str"
@@ -132,10 +179,15 @@ def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) ->
 def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     """Read a YAML file; see ``parse``."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as e:
+        if not path.is_file():  # a pipe or a device would block, or never end
+            raise UserError(f"{path}: {'no regular' if path.exists() else 'no such'} file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = 1 + data.count(b"\n", 0, e.start)
+        raise UserError(f"{path}:{line}: cannot be read: {one_line(e)}") from None
+    except (OSError, ValueError) as e:
         raise UserError(f"{path}: cannot be read: {one_line(e)}") from None
     return parse(text, str(path))
 

@@ -58,11 +58,11 @@ def _features(network: nn.Module, layers: list[str], x: Tensor) -> Tensor:
     taken: list[Tensor] = []
 
     def take(_: nn.Module, args: tuple[Any, ...]) -> None:
-        taken.append(args[0].flatten(1))
+        taken.append(args[0].flatten(1).clone())
 
     handles = [network.get_submodule(name).register_forward_pre_hook(take) for name in layers]
     try:
-        network(x)
+        network(x.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -23,8 +23,9 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import Judge, Protocol, plain, seeks_smallest
+from robustbench_sparse.files import plain, read_json
+from robustbench_sparse.judge import Judge, Protocol, seeks_smallest
+from robustbench_sparse.outcomes import JUDGED
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.plugins import SettingError, find
 from robustbench_sparse.progress import Silent as NoProgress
@@ -276,7 +277,7 @@ def _faults_of_plan(s: Subject, plan: AttackPlan) -> list[str]:
 
 def _faults_of_table(label: str, table: pd.DataFrame, verdict: str) -> list[str]:
     missing = np.isnan(_numbers(table, verdict))
-    broken = table["status"].isin(("crashed", "nonfinite")).to_numpy()
+    broken = ~table["status"].isin(JUDGED).to_numpy()
     out = [f"{label}: {int(missing.sum())} images without a verdict"] if missing.any() else []
     if (broken & ~missing).any():
         out.append(f"{label}: {int((broken & ~missing).sum())} failures with a verdict")

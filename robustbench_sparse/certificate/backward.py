@@ -132,7 +132,9 @@ def killers(model: nn.Module, x: Tensor) -> list[str]:
     network, x = copied(model) or model, x[:PROBED]
     try:
         found, _ = _missing(network, x)
-    except Exception:  # no gradient at all, such as a detour over NumPy
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # no gradient at all, such as a detour over NumPy
         found = _first_layer(network, x)
     return [b.target.name if b.target.side == "output" else f"before {b.target.name}" for b in found]
 
@@ -180,7 +182,9 @@ def bpda(model: nn.Module, x: Tensor, *, wrong: bool = False, also: Sequence[str
     try:
         bridges, arrives = _missing(network, x, extra)
         detached = False
-    except Exception:  # no gradient at all, such as a detour over NumPy
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # no gradient at all, such as a detour over NumPy
         bridges, arrives, detached = _first_layer(network, x), True, True
     return Rewired(network, bridges, detached=detached) if bridges and arrives else None
 
@@ -221,7 +225,7 @@ def agreement(
 
     def values(point: Tensor) -> Tensor:
         with noise_from(network, random()):
-            return margin(network(point), y).double()
+            return margin(network(point.clone()), y).double()
 
     best: float | None = None
     for step in steps:

@@ -29,12 +29,13 @@ from robustbench_sparse.certificate import (
 )
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.check import Check, Finding
-from robustbench_sparse.certificate.reading import FORMAT, verdict_of
+from robustbench_sparse.certificate.reading import FILES, FORMAT, verdict_of
 from robustbench_sparse.certificate.subject import Found, Subject
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import one_line
 from robustbench_sparse.files import load_weights, read_json, save_weights, write_atomically, write_json
 from robustbench_sparse.progress import Show
+from robustbench_sparse.seals import Seals
 
 IMAGE_SEED = 20_004  # a constant: all rows of a benchmark are examined on the same images
 
@@ -70,11 +71,11 @@ def chosen_images(data: PreparedData, count: int) -> torch.Tensor:
 
 def is_stored(folder: Path, key: Mapping[str, Any], level: str) -> bool:
     """Whether a run's folder holds the certificate of this key and level."""
-    path = folder / "certificate" / "certificate.json"
-    if not path.is_file():
+    if not Seals(folder).holds(*FILES):
         return False
-    known = read_json(path)
-    return bool(known.get("key") == _full(key, level) and known.get("format") == FORMAT)
+    known = read_json(folder / "certificate" / "certificate.json")
+    fits = isinstance(known, dict) and known.get("format") == FORMAT
+    return bool(fits and known.get("key") == _full(key, level))
 
 
 def _full(key: Mapping[str, Any], level: str) -> dict[str, Any]:
@@ -130,8 +131,9 @@ def certify(
         "checks": done,
         "key": full_key,
     }
-    _write_found(home, subject)
-    write_json(path, certificate)
+    with Seals(folder).renewing(*FILES):
+        _write_found(home, subject)
+        write_json(path, certificate)
     shutil.rmtree(state, ignore_errors=True)
     return certificate
 
@@ -140,7 +142,9 @@ def _run(check: Check, subject: Subject) -> Finding:
     subject.check = check.id
     try:
         return check.run(subject)
-    except Exception as e:  # a check that cannot be made must not look like one that passed
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # a check that cannot be made, by sys.exit too, is none that passed
         return Finding(
             status="failed", done=f"the check itself failed: {type(e).__name__}: {one_line(e)[:300]}"
         )

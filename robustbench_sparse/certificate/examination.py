@@ -10,9 +10,10 @@ from robustbench_sparse.certificate.budget import BUDGETS, Level
 from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
 from robustbench_sparse.certificate.seeds_and_data import facts_of
 from robustbench_sparse.certificate.subject import Context, Subject
-from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import Judge, plain
+from robustbench_sparse.files import plain, read_json
+from robustbench_sparse.judge import Judge
 from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.provenance import code_of
 from robustbench_sparse.relatives import Relatives
 from robustbench_sparse.stored import has_recipe
 
@@ -39,7 +40,9 @@ class Examination:
         """Everything that determines the findings but the budget."""
         outcomes = self.judge.key(None)
         return {
-            **{k: outcomes[k] for k in ("identity", "seed", "draws", "precision", "test_images")},
+            **{k: outcomes[k] for k in ("identity", "seed", "draws", "test_images")},
+            "precision": self.judge.protocol.precision,
+            "code": {a.label: code_of([a.attack]) for a in self.attacks},
             "attacks": {a.label: plain(a.record()) for a in self.attacks},
             "sources": {a.label: a.source for a in self.attacks if a.source},
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps},

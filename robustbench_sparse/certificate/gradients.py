@@ -104,7 +104,9 @@ def _unavailable(s: Subject, rows: Tensor) -> str:
         loss: Loss = LOSSES[name]
         try:
             slope, _, _ = s.gradient(s.x[rows], "available", loss, rows)
-        except Exception as e:  # whatever a foreign network's backward pass raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # whatever a foreign network's backward pass raises
             return f"{type(e).__name__}: {one_line(e)[:120]}"
         if not bool(slope.isfinite().all()):
             return f"the gradient of the {'cross-entropy' if name == 'ce' else 'margin'} is not finite"

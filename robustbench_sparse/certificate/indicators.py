@@ -87,7 +87,7 @@ class Recorder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's own logits."""
-        out: Tensor = self.network(x)
+        out: Tensor = self.network(x.clone())
         with torch.no_grad():
             self._keep(x.detach(), out.detach())
         return out
@@ -231,7 +231,7 @@ def i4(s: Subject) -> Finding:
     x, y = s.x[rows], s.y[rows]
     candidate = s.threat.project(attack(s.network, x, y, s.threat, s.random("i4", rows)).to(x.dtype), x)
     with torch.no_grad():
-        fooled = s.network(candidate).argmax(1) != y
+        fooled = s.network(candidate.clone()).argmax(1) != y
     only = fooled & (s.judged(candidate, "i4", rows) > 0.5)
     via = s.attack(attack, "i4", rows=rows)
     direct = s.attack(attack, "i4", rows=rows, on=s.model)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGD
-from attacks.base import NoiseOff, RandomModule, SampleRandom, noise_from
+from attacks.base import NoiseOff, RandomModule, SampleRandom, answer, noise_from
 from attacks.pgd import PGD
 from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.subject import Attacked, Subject
@@ -39,8 +39,7 @@ def _global_noise(s: Subject, name: str) -> Iterator[None]:
 def _pass(s: Subject, x: Tensor, source: SampleRandom | None) -> Tensor:
     """Logits of one batch as it is, in float64 on the CPU, (B, K)."""
     with torch.no_grad(), noise_from(s.model, source):
-        out: Tensor = s.model(x)
-    return out.detach().double().cpu()
+        return answer(s.model, x).double().cpu()
 
 
 def _bound(s: Subject) -> bool:
@@ -226,7 +225,7 @@ def _attacked(s: Subject, rows: Tensor, network_for: Callable[[Tensor], nn.Modul
         found = s.threat.project(_white(s, 1)(network, x, y, s.threat, s.random("r5", part)), x)
         candidates.append(found)
         with torch.no_grad():
-            right.append((network(found).argmax(1) == y).float())
+            right.append((network(found.clone()).argmax(1) == y).float())
     return torch.cat(candidates), torch.cat(right)
 
 

@@ -41,7 +41,7 @@ def d1(s: Subject) -> Finding:
     random = s.random("d1", torch.arange(len(x)))
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients), noise_from(s.model, random), _watched(seen):
-            s.model(x)
+            s.model(x.clone())
     done = f"two forward passes of {len(x)} images, without and with gradients, watched for calls of autograd"
     return ruled(not seen, done, {"called": sorted(seen)})
 

@@ -97,7 +97,9 @@ def _far(s: Subject) -> float | None:
     """
     try:
         return s.logits(1e3 * (s.x - 0.5), s.random("v1/far")).abs().max().item()
-    except Exception:  # a network may insist on images in [0, 1]
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a network may insist on images in [0, 1]
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,25 @@ import pandas as pd
 
 from robustbench_sparse.errors import UserError, one_line
 from robustbench_sparse.files import read_json
+from robustbench_sparse.seals import Seals
 
 BELIEVABLE, DOUBTFUL, REFUTED, NOT_CHECKED = "believable", "doubtful", "refuted", "not checked"
 # From the best to the worst; a row without a verdict is no better than a doubtful one.
 VERDICTS = (BELIEVABLE, NOT_CHECKED, DOUBTFUL, REFUTED)
 FORMAT = 1
+# As the run's record names them.
+FILES = tuple(f"certificate/{name}" for name in ("certificate.json", "found.csv", "adversarials.safetensors"))
+TEXTS = (
+    "id",
+    "title",
+    "source",
+    "rule",
+    "meaning",
+    "advice",
+    "status",
+    "done",
+    "why",
+)  # of each check's record
 SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped"}
 WIDTH = 100
 
@@ -44,12 +58,17 @@ class Certificate:
     note: str = ""
 
 
-def verdict_of(checks: list[dict[str, Any]]) -> str:
+def verdict_of(checks: Sequence[Mapping[str, Any]]) -> str:
     """The verdict that findings come to: one refuting failure refutes, any other failure leaves a doubt."""
-    failed = [c for c in checks if c["status"] == "failed"]
+    failed = failures(checks)
     if any(c["refutes"] for c in failed):
         return REFUTED
     return DOUBTFUL if failed else BELIEVABLE
+
+
+def failures(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that failed; one whose status is no status has not passed."""
+    return [c for c in checks if c["status"] not in ("passed", "reported", "skipped")]
 
 
 def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
@@ -65,9 +84,10 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
     level = manifest.get("certificate", "off")
     if level == "off":
         return Certificate(found={})
-    path = run / "certificate" / "certificate.json"
-    if not path.is_file():
+    path, seals = run / "certificate" / "certificate.json", Seals(run)
+    if not seals.has(*FILES):
         return Certificate(found={}, level=level, note="incomplete: certificate")
+    seals.check(*FILES)
     about = read_json(path)
     try:
         key, checks = about["key"], about["checks"]
@@ -77,9 +97,8 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
             or key["threat"] != dict(manifest["threat"])
             or key["attacks"] != dict(manifest.get("settings", {}))
         )
-        clean = run / "outcomes" / "clean.json"
-        if clean.is_file():
-            stale = stale or read_json(clean)["key"]["identity"] != key["identity"]
+        if seals.has("outcomes/clean.json"):
+            stale = stale or read_json(run / "outcomes" / "clean.json")["key"]["identity"] != key["identity"]
         if stale:
             return Certificate(
                 found={}, level=level, note="incomplete: certificate (made for other outcomes)"
@@ -88,17 +107,28 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
         found = {int(i): float(r) for i, r in zip(table["index"], table["right"], strict=True)}
         if not all(0 <= r <= 1 for r in found.values()):
             raise ValueError("found.csv: expected shares in [0, 1]")
+        _check_records(checks)
         return Certificate(
             verdict=verdict_of(checks),
-            flags=tuple(c["id"] for c in checks if c["status"] == "failed"),
+            flags=tuple(str(c["id"]) for c in failures(checks)),
             found=found,
             n=int(about["n"]),
             checks=tuple(checks),
             level=level,
             seconds=float(about["seconds"]),
         )
-    except (KeyError, TypeError, ValueError, OSError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
         raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None
+
+
+def _check_records(checks: Any) -> None:
+    """ValueError unless every check is recorded as ``certify`` writes it."""
+    kinds = {**dict.fromkeys(TEXTS, str), "measured": dict, "refutes": bool}
+    for check in checks if isinstance(checks, list) else [checks]:
+        if not isinstance(check, dict) or any(
+            not isinstance(check.get(k), kind) for k, kind in kinds.items()
+        ):
+            raise ValueError(f"checks: expected records of checks, got {str(check)[:80]}")
 
 
 def worst_verdict(verdicts: list[str]) -> str:
@@ -119,6 +149,7 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         )
         raise UserError(f"{run}: {c.note or 'no certificate'}; {hint}")
     counts = {s: sum(check["status"] == s for check in c.checks) for s in SYMBOLS}
+    counts["failed"] = len(failures(c.checks))
     lines = [
         f"{run.name}: {c.verdict}",
         f"certificate {c.level}, {c.n} test images, {c.seconds:.0f} s: {counts['passed']} checks passed, "
@@ -130,16 +161,16 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         "",
     ]
     for check in c.checks:
-        if failed_only and check["status"] != "failed":
+        if failed_only and not failures([check]):
             continue
-        lines.append(f"{check['id']:<4}{SYMBOLS[check['status']]:<8}{check['title']}")
+        lines.append(f"{check['id']:<4}{SYMBOLS.get(check['status'], check['status']):<8}{check['title']}")
         parts = [
             ("done", check["done"]),
             ("found", measured_text(check["measured"])),
             ("note", check["why"]),
             ("rule", check["rule"] + (" (a failure refutes the row)" if check["refutes"] else "")),
             ("means", check["meaning"] if check["status"] != "skipped" else ""),
-            ("next", check["advice"] if check["status"] == "failed" else ""),
+            ("next", check["advice"] if failures([check]) else ""),
             ("source", check["source"]),
         ]
         if check["status"] in ("passed", "reported"):

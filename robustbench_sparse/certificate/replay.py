@@ -24,6 +24,7 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.devices import choose_device
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.files import read_json, write_json
+from robustbench_sparse.plugins import trust, trusted
 from robustbench_sparse.stored import rebuilt
 from robustbench_sparse.train import on_device
 
@@ -57,6 +58,7 @@ class _Request:
     index: list[int]
     threads: int
     device: str
+    trusted: list[str]
 
 
 def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
@@ -79,6 +81,7 @@ def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
             index=[int(i) for i in s.index],
             threads=torch.get_num_threads(),  # sums of as many parts round alike
             device=s.x.device.type,
+            trusted=trusted(),
         )
         write_json(asked, asdict(request))
         # What this process can import (a user's plug-ins, too) the other one can.
@@ -109,6 +112,7 @@ def main(request_path: Path) -> None:
     """Answer one request."""
     request = _Request(**read_json(request_path))
     torch.set_num_threads(request.threads)
+    trust(request.trusted)
     on_gpu = request.device == "cuda" and torch.cuda.is_available()
     device = choose_device("cuda" if on_gpu else "cpu")
     given = load_file(Path(request.images))

@@ -25,7 +25,9 @@ def copied(model: nn.Module) -> nn.Module | None:
     """A copy of a network, or None where it cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except Exception:  # whatever a foreign network's parts raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a foreign network's parts raise
         return None
 
 
@@ -229,7 +231,7 @@ def calls_of(network: nn.Module, x: Tensor, bridges: Sequence[Bridge] = (), grad
     with torch.set_grad_enabled(grad):
         wiring = _Wiring(bridges, point)
         with _hooked(network, before, after), same_noise(network):
-            logits: Tensor = network(point)
+            logits: Tensor = network(point.clone())
     return Record(point, logits, sorted(calls, key=lambda c: c.order))
 
 

@@ -16,9 +16,8 @@ from robustbench_sparse.certificate.check import Check, Finding, Value, ruled, s
 from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.claims import POINTS
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.files import fill, load_weights, read_json
+from robustbench_sparse.files import fill, load_weights, read_json, sha256
 from robustbench_sparse.paired import compare
-from robustbench_sparse.runs import sha256
 from robustbench_sparse.shrink.proof import TOLERANCE, differences
 from robustbench_sparse.sparsity import count_sparsity
 from robustbench_sparse.stored import architecture, has_recipe

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGD
-from attacks.base import Attack, Loss, SampleRandom, Threat, input_gradient, is_stochastic, noise_from
+from attacks.base import (
+    Attack,
+    Loss,
+    SampleRandom,
+    SeesCopies,
+    Threat,
+    check_candidate,
+    input_gradient,
+    is_stochastic,
+    noise_from,
+)
 from attacks.pgd import PGD
 from robustbench_sparse.certificate.budget import Budget
 from robustbench_sparse.errors import UserError
@@ -196,7 +206,8 @@ class Subject:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (R, C, H, W), losses (R,) and logits (R, K) at images of some rows, of the network itself."""
         y = self.y if rows is None else self.y[rows]
-        return input_gradient(network or self.model, x, y, loss, self.random(name, rows), self.eot)
+        seen = SeesCopies(network or self.model)
+        return input_gradient(seen, x, y, loss, self.random(name, rows), self.eot)
 
     # Attacks --------------------------------------------------------------------------------------------
 
@@ -246,7 +257,7 @@ class Subject:
         return Attacked(candidate, right)
 
     def _legal(self, candidate: Tensor, x: Tensor, threat: Threat) -> Tensor:
-        if not bool(candidate.isfinite().all()):
+        if not bool(check_candidate(candidate, x).isfinite().all()):
             raise UserError(f"{self.check}: an attack gave an image that is not finite")
         return threat.project(candidate.to(x.dtype), x)
 

@@ -52,7 +52,9 @@ def in_float64(model: nn.Module, x: Tensor) -> nn.Module | None:
         out = InFloat64(twin.double())
         with torch.no_grad(), same_noise(out):
             logits = out(x[:2])
-    except Exception:  # such as constants that stay in float32
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # such as constants that stay in float32
         return None
     return out if bool(logits.isfinite().all()) else None
 

@@ -15,6 +15,7 @@ import torch
 
 from attacks.base import check
 from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, cache_folder, data_root
+from robustbench_sparse.data.bounded import MIB, check_regular
 from robustbench_sparse.data.cache import read_cache, write_cache
 from robustbench_sparse.data.decode import decode_images
 from robustbench_sparse.data.layout import FolderFiles, ZipFiles, arrange
@@ -36,6 +37,8 @@ class ImageFolder(DatasetSpec):
         size: resize images to ``size`` x ``size`` pixels; without it all must be squares of one size.
         grayscale: read images as one channel in place of three.
         label: the name that tables show; None means the folder's or file's, without its ending.
+        max_file_mib: MiB that one file may have, 1 or more.
+        max_total_mib: MiB that all of them may have, and take once they are decoded, 1 or more.
     """
 
     key: ClassVar[str] = "image_folder"
@@ -44,11 +47,15 @@ class ImageFolder(DatasetSpec):
     size: int | None = None
     grayscale: bool = False
     label: str | None = None
+    max_file_mib: int = 64
+    max_total_mib: int = 8192
 
     def __post_init__(self) -> None:
         check(self.path != "", "path", "a folder or a .zip", self.path)
         check(self.size is None or self.size >= 1, "size", "an integer >= 1", self.size)
         check(self.label != "", "label", "a name", self.label)
+        for name in ("max_file_mib", "max_total_mib"):
+            check(getattr(self, name) >= 1, name, "an integer >= 1", getattr(self, name))
 
     def load(self, root: Path | None = None, cache: Path | None = None) -> Dataset:
         """Read the images, from the cache where no file has changed since.
@@ -59,14 +66,17 @@ class ImageFolder(DatasetSpec):
         path = data_root(root) / Path(self.path).expanduser()  # an absolute path stays as it is
         try:
             if path.is_dir():
-                folder = FolderFiles(path)
+                folder = FolderFiles(path, self.max_file_mib * MIB)
                 return self._load(path, folder, json.dumps(folder.states), cache)
             state = path.stat()
+            check_regular(path, state)
             return self._load(path, None, f"{state.st_size} {state.st_mtime_ns}", cache)
         except FileNotFoundError as error:
             expected = "expected a folder or a .zip (data.path, --data-root or RBS_DATA)"
             raise DataError(f"{error.filename or path} not found: {expected}") from error
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path}: expected a readable folder or .zip, got: {error}") from error
 
     def _load(self, path: Path, files: FolderFiles | None, state: str, cache: Path | None) -> Dataset:
@@ -80,7 +90,7 @@ class ImageFolder(DatasetSpec):
             dataset = self._decoded(path, files)
         else:
             with zipfile.ZipFile(path) as archive:
-                dataset = self._decoded(path, ZipFiles(archive))
+                dataset = self._decoded(path, ZipFiles(archive, self.max_file_mib * MIB))
         tensors = {name: getattr(dataset, name) for name in ("train_x", "train_y", "test_x", "test_y")}
         texts = {"classes": json.dumps(dataset.classes), "fingerprint": dataset.fingerprint}
         write_cache(stored, stamp, tensors, texts)
@@ -107,8 +117,15 @@ class ImageFolder(DatasetSpec):
         names = [name for part in found.values() for images in part.values() for name in images]
         labels = [i for part in found.values() for i, images in enumerate(part.values()) for _ in images]
         train = sum(len(images) for images in found["train"].values())
+        limit = self.max_total_mib * MIB
+        if files.sizes(names) > limit:
+            raise DataError(
+                f"{path}: its images have more than {self.max_total_mib} MiB (data.max_total_mib)"
+            )
         x = torch.from_numpy(
-            decode_images(names, files.read, where=str(path), size=self.size, grayscale=self.grayscale)
+            decode_images(
+                names, files.read, where=str(path), size=self.size, grayscale=self.grayscale, limit=limit
+            )
         )
         y = torch.tensor(labels, dtype=torch.int64)
         return Dataset(

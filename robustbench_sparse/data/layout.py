@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from robustbench_sparse.data.base import DataError
+from robustbench_sparse.data.bounded import check_member, check_regular, read_file, read_member
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,21 @@ LAYOUT = "train/<class>/<image> and test/<class>/<image>"
 class FolderFiles:
     """Files of a folder on disk.
 
+    Args:
+        path: the folder.
+        limit: bytes that a file may have.
+
     Attributes:
         states: names below the folder, those of folders with a final "/", each with a text that changes when
             the file does. Folders but train/ and test/ are not looked into.
 
     Raises:
         OSError: when something cannot be listed.
+        DataError: for something in train/ or test/ that is neither a folder nor a regular file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path, self._limit = path, limit
         self.states: dict[str, str] = {}
         for top in _entries(path):
             self._add(top, top.name)
@@ -47,6 +53,8 @@ class FolderFiles:
         if entry.is_dir():
             self.states[f"{name}/"] = ""
         else:
+            if name.split("/")[0] in PARTS:
+                check_regular(entry.path, state)
             self.states[name] = f"{state.st_size} {state.st_mtime_ns}"
 
     def names(self) -> list[str]:
@@ -55,14 +63,28 @@ class FolderFiles:
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
-        return (self._path / name).read_bytes()
+        return read_file(self._path / name, self._limit)
+
+    def sizes(self, names: Iterable[str]) -> int:
+        """Bytes of some files together."""
+        return sum(int(self.states[name].split()[0]) for name in names)
 
 
 class ZipFiles:
-    """Files of a zip, named without the one folder that may stand around all of them."""
+    """Files of a zip, named without the one folder that may stand around all of them.
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    Args:
+        archive: the zip.
+        limit: bytes that a file may have.
+
+    Raises:
+        DataError: for a member that lies outside, is a link, or is encrypted.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, limit: int) -> None:
+        self._archive, self._limit = archive, limit
+        for info in archive.infolist():
+            check_member(archive, info)
         members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
         tops = {name.split("/")[0] for name in members if not _hidden(name)}
         around = f"{tops.pop()}/" if len(tops) == 1 and not tops & set(PARTS) else ""
@@ -78,7 +100,11 @@ class ZipFiles:
 
     def read(self, name: str) -> bytes:
         """A file's bytes, compared with the checksum in the zip. May be called from several threads."""
-        return self._archive.read(self._members[name])
+        return read_member(self._archive, self._members[name], self._limit)
+
+    def sizes(self, names: Iterable[str]) -> int:
+        """Bytes of some files together, as the zip claims."""
+        return sum(self._members[name].file_size for name in names)
 
 
 def arrange(names: Iterable[str], where: str) -> dict[str, dict[str, list[str]]]:

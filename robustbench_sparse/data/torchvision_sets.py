@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, data_root
+from robustbench_sparse.data.bounded import MIB, check_regular
+
+LARGEST = 1024 * MIB  # bytes of an IDX file; the real ones have 45 MiB at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +35,25 @@ class TorchvisionSpec(DatasetSpec):
         """Read the data set from torchvision's folder under ``root``; ``cache`` is not needed.
 
         Raises:
-            DataError: when files are missing or damaged, or the download failed.
+            DataError: when files are missing, damaged or no regular files, or the download failed.
         """
+        folder = data_root(root)
+        try:
+            return self._load(folder)
+        except OSError as error:
+            raise DataError(f"{self.label} under {folder} cannot be read: {error}") from error
+
+    def _load(self, folder: Path) -> Dataset:
         import torchvision.datasets  # slow to import, and only these data sets need it
 
         source = getattr(torchvision.datasets, self.source_name)
-        folder = data_root(root)
-        missing = [path for path, _ in self.files(source, folder) if not path.is_file()]
+        if hasattr(source, "_check_legacy_exist"):  # a folder ``processed``, which would be read unverified
+            source = type(source.__name__, (source,), {"_check_legacy_exist": lambda _: False})
+        paths = [path for path, _ in self.files(source, folder)]
+        for path in (*paths, *self.packed(source, folder)):
+            if path.exists():
+                check_regular(path, path.stat())
+        missing = [path for path in paths if not path.exists()]
         if missing and not self.download:
             raise DataError(
                 f"{self.label} not found under {folder} (--data-root or RBS_DATA): {missing[0]} is missing; "
@@ -71,6 +86,10 @@ class TorchvisionSpec(DatasetSpec):
         """The files of the data set and their MD5 where it is known."""
 
     @abstractmethod
+    def packed(self, source: Any, folder: Path) -> list[Path]:
+        """The files that a download would write first."""
+
+    @abstractmethod
     def verify(self, source: Any, folder: Path) -> None:
         """Raise DataError, naming the file, when one is damaged."""
 
@@ -91,6 +110,10 @@ class MNIST(TorchvisionSpec):
         """The four unpacked IDX files: torchvision knows the checksums of the packed ones only."""
         raw = folder / self.source_name / "raw"
         return [(raw / Path(name).stem, None) for name, _ in source.resources]
+
+    def packed(self, source: Any, folder: Path) -> list[Path]:
+        """The same, packed one by one."""
+        return [folder / self.source_name / "raw" / name for name, _ in source.resources]
 
     def verify(self, source: Any, folder: Path) -> None:
         """Compare the length of each IDX file with its header, and the counts of images and labels."""
@@ -130,6 +153,10 @@ class CIFAR10(TorchvisionSpec):
         listed = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
         return [(folder / source.base_folder / name, md5) for name, md5 in listed]
 
+    def packed(self, source: Any, folder: Path) -> list[Path]:
+        """All of them in one archive."""
+        return [folder / source.filename]
+
     def verify(self, source: Any, folder: Path) -> None:
         """Compare checksums: the files are pickles, and only the originals may be opened."""
         from torchvision.datasets.utils import check_integrity
@@ -166,4 +193,6 @@ def _idx_shape(path: Path) -> tuple[int, ...]:
     expected, got = len(header) + math.prod(shape), path.stat().st_size
     if got != expected:
         raise DataError(f"{path}: damaged, expected {expected} bytes, got {got}; remove it and get it again")
+    if got > LARGEST:
+        raise DataError(f"{path}: expected at most {LARGEST} bytes, got {got}")
     return shape

@@ -63,7 +63,6 @@ def load_shrunk(path: str | Path, model: nn.Module | None = None) -> nn.Module:
                 f"{path}: made from {about['factory']}: name it, as in {about['factory']} --weights {path.name}"
             )
         if not changed and model is None:
-            _check_plugins(about["run"]["record"], path)
             model = network_of(
                 about["run"], path, int(images["channels"]), int(images["size"]), int(images["classes"])
             )
@@ -82,11 +81,11 @@ def record_of(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: no such file, or a damaged one.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix != ".safetensors":
-        return None
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: {'no regular' if path.exists() else 'no such'} file")
+        if path.suffix != ".safetensors":
+            return None
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
         about = None if text is None else json.loads(text)
@@ -162,17 +161,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _check_plugins(record: Any, path: Path) -> None:
-    """Refuse a record that names code from elsewhere: reading a file must not import it."""
-    if isinstance(record, Mapping):
-        name = record.get("name")
-        if isinstance(name, str) and ":" in name:
-            raise UserError(
-                f"{path}: refused: it names code from elsewhere ({name}); evaluate the run's folder it was made "
-                "from, or give a factory of its network with --weights"
-            )
-    if isinstance(record, Mapping | list):
-        for value in record.values() if isinstance(record, Mapping) else record:
-            _check_plugins(value, path)

@@ -31,6 +31,7 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.leaderboard import aggregate, fold
 from robustbench_sparse.progress import Silent
+from robustbench_sparse.seals import seal
 from tests.exact.certificate_subjects import outcome, subject, trained
 
 LISTED = [
@@ -190,7 +191,8 @@ def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]
         home = tmp_path / "runs" / run
         (home / "outcomes").mkdir(parents=True)
         s = subject(trained())
-        facts = {"run.json": {"model": "mlp", "defenses": ""}, "environment.json": {"commit": "c"}}
+        facts = {"run.json": {"model": "mlp", "defenses": "", "threat": MANIFEST["threat"]}}
+        facts["environment.json"] = {"commit": "c"}
         facts["training.json"] = {"status": "complete", "reason": "", "train_seconds": 1.0}
         facts["sparsity.json"] = dict.fromkeys(
             ("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity", "parameters",
@@ -206,6 +208,7 @@ def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]
                 "attack": {"name": "pgd"} if label == "pgd" else {"label": "clean"},
             }
             (home / "outcomes" / f"{label}.json").write_text(json.dumps({**about, "key": key}))
+        seal(home)
         if checks:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(runner, "CHECKS", checks)
@@ -258,6 +261,7 @@ def test_a_certificate_of_other_outcomes_does_not_count(tmp_path: Path) -> None:
     about = json.loads(clean.read_text())
     about["key"]["identity"] = "other weights"
     clean.write_text(json.dumps(about))
+    seal(home)
     assert read_certificate(home, MANIFEST).verdict == NOT_CHECKED
 
 
@@ -271,6 +275,9 @@ def test_a_damaged_certificate_is_an_error_that_names_the_file(tmp_path: Path, d
         path.write_text("{}")
     else:
         (home / "certificate" / "found.csv").write_text("index,right\n1,7\n")
+    with pytest.raises(UserError, match="changed since it was stored"):
+        read_certificate(home, MANIFEST)
+    seal(home)
     with pytest.raises(UserError, match=re.escape(str(path))):
         read_certificate(home, MANIFEST)
 

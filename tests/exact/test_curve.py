@@ -24,10 +24,12 @@ from robustbench_sparse.curve import curve, plot, text_of
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.judge import Judge, Protocol, plain
+from robustbench_sparse.files import plain
+from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.outcomes import verdicts
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.progress import Silent
+from robustbench_sparse.seals import seal
 from robustbench_sparse.stats import wilson
 
 N, WRONG = 30, 3
@@ -101,6 +103,7 @@ def judged(home: Path, *, norm: Norm = "linf", eps: float = 0.02, **attacks: Att
         "published": {},
     }
     (home / "bench" / "benchmark.json").write_text(json.dumps(manifest))
+    seal(run)
     return run
 
 
@@ -166,22 +169,42 @@ def test_at_its_own_radius_it_is_the_attacks_column(tmp_path: Path, norm: Norm) 
         assert 20 < at_own < 80
 
 
-def test_the_column_counts_projected_candidates_that_fool_and_the_curve_does_not(tmp_path: Path) -> None:
+def test_the_curve_counts_as_the_column_does_where_candidates_were_projected(tmp_path: Path) -> None:
     own = float(known("linf").median())
     run = judged(tmp_path, eps=own, a=Straight(share=1.5))
     stored = pd.read_csv(run / "outcomes" / "a.csv")
     projected = (stored["adv_correct"] == 0) & (stored["distance"] > own + 1e-6)
-    assert projected.sum() >= 3
-    at_own = curve(run, "a", [own])["accuracy"][0]
-    assert at_own == pytest.approx(column(run, "a") + 100 * float(projected.mean()))
+    assert projected.sum() >= 3  # fooled in the ball, though what the attack returned lies outside
+    below, at_own = curve(run, "a", [0.999 * own, own])["accuracy"]
+    assert at_own == column(run, "a")
+    assert below >= at_own + 100 * float(projected.mean())
+
+
+def test_the_curve_of_a_random_network_counts_shares_as_the_column_does(tmp_path: Path) -> None:
+    run = judged(tmp_path, a=Straight(share=1.5))
+    path = run / "outcomes" / "a.csv"
+    shares = [0.1, 0.3, 0.7, 0.9]
+    table = pd.read_csv(path)
+    given = pd.Series([shares[i % 4] for i in range(len(table))])
+    unmoved = table["status"] == "ok"
+    assert unmoved.any()
+    assert not unmoved.all()
+    table["far_correct"] = given.where(unmoved, table["far_correct"])
+    table["adv_correct"] = given
+    table.to_csv(path, index=False)
+    seal(run)
+    assert curve(run, "a", [0.02])["accuracy"][0] == pytest.approx(column(run, "a"))
 
 
 def test_a_distance_on_the_edge_of_the_ball_lies_inside(tmp_path: Path) -> None:
     """As the judge has it: rounding must not make an image hold."""
     run = judged(tmp_path, a=Straight())
     path = run / "outcomes" / "a.csv"
-    pd.read_csv(path).assign(distance=0.02 + 5e-7).to_csv(path, index=False)
-    assert curve(run, "a", [0.0, 0.0199, 0.02])["accuracy"].tolist() == [100, 100, 0]
+    edge = 0.02 + 5e-7
+    pd.read_csv(path).assign(distance=edge, linf=edge, adv_correct=0, far_correct=0).to_csv(path, index=False)
+    seal(run)
+    clean = 100 * pd.read_csv(path)["clean_correct"].mean()
+    assert curve(run, "a", [0.0, 0.0199, 0.02])["accuracy"].tolist() == [clean, clean, 0]
 
 
 def refused(run: Path, attack: str, *eps: float) -> str:
@@ -209,11 +232,14 @@ def test_what_has_no_curve_says_why(tmp_path: Path) -> None:
     path = run / "outcomes" / "a.csv"
     table = pd.read_csv(path)
     table.assign(distance=table["distance"].where(table["index"] > 4)).to_csv(path, index=False)
+    assert "a.csv: changed since it was stored" in refused(run, "a")
+    seal(run)
     assert "distances are missing; delete it" in refused(run, "a")
     table.assign(distance=-1.0).to_csv(path, index=False)
-    assert "damaged: distance" in refused(run, "a")
+    seal(run)
+    assert "damaged: expected numbers >= 0 in distance" in refused(run, "a")
     path.with_suffix(".json").unlink()
-    assert "incomplete: a" in refused(run, "a")
+    assert "a.json: missing" in refused(run, "a")
 
 
 def test_no_attack_looks_for_anything_at_eps_0(tmp_path: Path) -> None:
@@ -227,7 +253,8 @@ def test_old_outcomes_are_still_whole_but_have_no_curve(tmp_path: Path) -> None:
     meta = json.loads(path.with_suffix(".json").read_text())
     del meta["minimum_norm"]
     path.with_suffix(".json").write_text(json.dumps(meta))
-    assert refused(run, "a") == f"{path}: judged before distances were kept; delete it to judge again"
+    seal(run)
+    assert refused(run, "a") == f"{path}: judged before distance was kept; delete it to judge again"
     assert column(run, "a") >= 0
     judge = Judge(NET, images(), path.parent, Protocol(seed=2, batch_size=8), "weights", Silent())
     plan = AttackPlan("a", "a", Straight(), Threat(eps=0.02))

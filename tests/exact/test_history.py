@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sealing import sealed
 
 from robustbench_sparse.errors import UserError
 from robustbench_sparse.history import collect, over_seeds, plot, text_of
@@ -36,7 +37,7 @@ def benchmark(folder: Path) -> Path:
             for n in ("0", "2")
         ]
         pd.DataFrame(layers).to_csv(home / "layers.csv", index=False)
-    return folder
+    return sealed(folder)
 
 
 def test_means_and_deviations_over_seeds(tmp_path: Path) -> None:
@@ -80,5 +81,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run has been trained"):
         collect(folder, only=["c"])
     (folder / "runs" / "a-0" / "history.csv").write_text("stage\n1\n")
+    with pytest.raises(UserError, match=r"history.csv: changed since it was stored"):
+        collect(folder)
+    sealed(folder)
     with pytest.raises(UserError, match=r"history.csv: damaged"):
         collect(folder)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sealing import sealed
 
+from robustbench_sparse import leaderboard
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import aggregate, fold, fold_all, is_reserved, rates_of, write
+from robustbench_sparse.leaderboard import aggregate, is_reserved, rates_of
 from robustbench_sparse.stats import wilson
 
 LABELS = ("fgsm", "pgd")
@@ -46,6 +48,7 @@ def benchmark(
     labels: Sequence[str] = LABELS,
 ) -> Path:
     """``benchmark.json`` and whole runs without outcomes."""
+    threat = {"norm": norm, "eps": eps}
     entries = [{"run_id": f"{run}-{seed}", "run": run, "seed": seed} for run, seed in runs]
     dump(
         folder / "benchmark.json",
@@ -54,16 +57,21 @@ def benchmark(
             "source": "",
             "dataset": "digits",
             "attacks": list(labels),
-            "threat": {"norm": norm, "eps": eps},
+            "threat": threat,
             "runs": entries,
             "published": published or {},
         },
     )
     for entry in entries:
         home = folder / "runs" / entry["run_id"]
-        dump(home / "run.json", {**entry, "model": "mlp()", "defenses": f"d({entry['run']})"})
+        dump(
+            home / "run.json", {**entry, "model": "mlp()", "defenses": f"d({entry['run']})", "threat": threat}
+        )
         dump(home / "environment.json", {"commit": "abc123"})
-        dump(home / "training.json", {"status": "complete", "reason": "", "train_seconds": 2.26})
+        dump(
+            home / "training.json",
+            {"status": "complete", "reason": "", "train_seconds": 2.26, "selected": {}},
+        )
         dump(home / "sparsity.json", COUNTS)
     return folder
 
@@ -121,6 +129,20 @@ def attack(
         }
     )
     table.to_csv(outcomes / f"{label}.csv", index=False)
+
+
+def fold(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
+    return leaderboard.fold(sealed(folder), only)
+
+
+def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
+    for path in (folder, *folder.glob("*")):
+        sealed(path)
+    return leaderboard.fold_all(folder, only)
+
+
+def write(folder: Path) -> pd.DataFrame:
+    return leaderboard.write(sealed(folder))
 
 
 def row(folder: Path) -> pd.Series[Any]:
@@ -449,7 +471,7 @@ def test_a_damaged_file_is_named(whole: Path, file: str, text: str) -> None:
 
 def test_a_lost_table_is_named(whole: Path) -> None:
     (whole / "runs/a-0/outcomes/pgd.csv").unlink()
-    with pytest.raises(UserError, match=r"pgd\.csv: damaged"):
+    with pytest.raises(UserError, match=r"pgd\.csv: not in files\.json"):
         fold(whole)
 
 

@@ -155,6 +155,81 @@ def test_references_that_state_nothing_to_compare(tmp_path: Path, text: str, mes
         check(MEASURED, tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as CSV: "),
+        (b"\x89PNG\r\n\x1a\n\x00\xff\xfe" * 40, "cannot be read as CSV: "),
+        (b"\x1f\x8b\x08\x00damaged", "cannot be read as CSV: "),
+        (b"run,pgd\na,40,1\nb,40,1\n", "rows have more cells than the heading"),
+        (b"run,pgd\na,40,1\n" * 2, "cannot be read as CSV: "),
+        (b"name;pgd\na;40\n", "expected a column 'run'"),
+        (b"run,pgd\n,40\n", "column 'run': expected a name in every row"),
+        (b"run,pgd\na," + b"x" * 100_000, "column 'pgd': expected numbers, got 'xxx"),
+        (b"run,pgd\na,1e9\n", "expected percentages in [0, 100], got 1000000000.0"),
+        (b"run,pgd\na,40\na,41\n", "the row 'a' stands there twice"),
+        (b"run,seed,pgd\na,0,40\na,0.0,41\n", "the row 'a (seed 0)' stands there twice"),
+        (b"run,pgd\n" + 2 * (b"x" * 100_000 + b",40\n"), " stands there twice"),
+        (b"run,pgd,pgd_mean\na,40,40\n", "column 'pgd' stands there twice"),
+        (b"run,seed,pgd\na,half,40\n", "column 'seed': expected numbers, got 'half'"),
+        (b"run,seed,pgd\na,0.5,40\n", "column 'seed': expected whole numbers, got 0.5"),
+        (b"run,n,pgd\na,many,40\n", "column 'n': expected numbers, got 'many'"),
+        (b"run,n,pgd\na,0,40\n", "column 'n': expected numbers of images >= 1, got 0"),
+        (b"run,n,pgd\na,inf,40\n", "column 'n': expected numbers of images >= 1, got inf"),
+    ],
+)
+def test_damaged_files_are_named_in_one_short_line(tmp_path: Path, content: bytes, message: str) -> None:
+    """As the reference and as the measured table."""
+    path = tmp_path / "r.csv"
+    path.write_bytes(content)
+    for measured, reference in ((MEASURED, path), (path, table([{}]).drop(columns="seed"))):
+        with pytest.raises(UserError) as caught:
+            check(measured, reference)
+        line = str(caught.value)
+        assert line.startswith(f"{path}: ")
+        assert message in line
+        assert len(line) <= 500
+        assert line.isprintable()
+
+
+@pytest.mark.parametrize("ending", ["gz", "zip", "bz2", "xz"])
+def test_a_damaged_archive_is_no_csv(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"r.csv.{ending}"
+    path.write_bytes(b"\x1f\x8b\x08\x00damaged")
+    with pytest.raises(UserError, match="cannot be read as CSV"):
+        check(MEASURED, path)
+
+
+def test_a_folder_and_no_file_are_named(tmp_path: Path) -> None:
+    for path, message in ((tmp_path, "no benchmark here"), (tmp_path / "none.csv", "cannot be read as CSV")):
+        for measured, reference in ((MEASURED, path), (path, MEASURED)):
+            with pytest.raises(UserError, match=message) as caught:
+                check(measured, reference)
+            assert str(caught.value).startswith(f"{path}: ")
+            assert str(caught.value).count(str(path)) == 1
+
+
+def test_texts_in_the_measured_numbers_are_refused_and_a_missing_n_differs(tmp_path: Path) -> None:
+    path = tmp_path / "measured.csv"
+    path.write_text("run,seed,pgd\na,0,4o\n")
+    with pytest.raises(UserError, match=r"measured.csv: column 'pgd': expected numbers, got '4o'"):
+        check(path, table([{}]))
+    path.write_text("run,pgd\na,40\n")
+    with pytest.raises(UserError, match=r"measured.csv: expected a column 'seed', as reference has one"):
+        check(path, table([{}]))
+    path.write_text("run," + "p" * 100_000 + "\na,140\n")  # a column may have a huge name, too
+    with pytest.raises(UserError, match=r"^.{1,500}$"):
+        check(MEASURED, path)
+    path.write_text("run,seed,pgd\na,0,40\n")
+    (found,) = check(path, table([{}])[["run", "seed", "n", "pgd"]])
+    assert found.problem == "the measured row has no n"
+
+
+def test_the_same_run_of_two_benchmarks_is_no_row_twice() -> None:
+    both = table([{}, {"benchmark": "other"}])
+    assert check(both, both) == []
+
+
 def test_the_table_of_differences() -> None:
     lines = text_of(check(MEASURED, table([{"pgd": 60.0}, {"run": "gone"}]))).splitlines()
     assert lines[0].split() == ["run", "column", "reference", "measured", "problem"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.errors import UserError, shown
 from robustbench_sparse.yaml_numbers import parse, read, scalar
 
 
@@ -103,8 +103,20 @@ def test_anchors_and_merged_keys() -> None:
         ("a: [1, 2\n", "f:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n---\nb: 2\n", "f:2: not valid YAML: but found another document"),
         ("a: *nowhere\n", "f:1: not valid YAML: found undefined alias 'nowhere'"),
-        ("a: !!int abc\n", "f: not valid YAML: invalid literal for int() with base 10: 'abc'"),
-        ("a: " + "[" * 2000, "f: not valid YAML: nested too deeply"),
+        ("a: !!int abc\n", "f:1: not valid YAML: expected a value of tag:yaml.org,2002:int, got 'abc'"),
+        ("a: " + "[" * 2000, "f:1: not valid YAML: nested too deeply"),
+        ("x: 1\na: " + "[" * 60 + "]" * 60, "f:2: not valid YAML: nested more than 40 deep"),
+        (
+            "x: 1\na: !!bool zfgsm\n",
+            "f:2: not valid YAML: expected a value of tag:yaml.org,2002:bool, got 'zfgsm'",
+        ),
+        (
+            "x: 1\n" + "k" * 500 + ": 1\n",
+            f"f:2: not valid YAML: a key of more than 200 characters: {shown('k' * 500)}",
+        ),
+        ("x: 1\ny: " + "9" * 500, "f:2: not valid YAML: a number of more than 100 characters"),
+        ("x: " + "y" * (1 << 20), "f:1: larger than 1048576 bytes"),
+        ("x: 1\ny: \x01", "f:2: not valid YAML: the character U+0001: special characters are not allowed"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str) -> None:
@@ -140,8 +152,29 @@ def test_files(tmp_path: Path) -> None:
     assert read(path) == (None, {})
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "y.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no regular file"):
         read(tmp_path)
-    path.write_bytes(b"a: \xff\xfe\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    path.write_bytes(b"x: 1\na: \xff\xfe\n")
+    with pytest.raises(UserError, match=r"x\.yaml:2: cannot be read"):
         read(path)
+
+
+def laughs(levels: int, kind: str) -> str:
+    """Nine aliases of the level before on every level."""
+    lines = ["a0: &a0 [x, x]" if kind == "list" else "a0: &a0 {x: 1}"]
+    for i in range(1, levels):
+        below = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(
+            f"a{i}: &a{i} [{below}]" if kind == "list" else f"a{i}: &a{i} {{<<: [{below}], k{i}: 1}}"
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["list", "merge"])
+def test_aliases_are_counted_as_if_they_were_written_out(kind: str) -> None:
+    assert len(parse(laughs(3, kind), "f")[0]) == 3
+    for levels in (7, 60):
+        with pytest.raises(
+            UserError, match=r"f:\d+: not valid YAML: (more than 100000 values|nested more than 40)"
+        ):
+            parse(laughs(levels, kind), "f")

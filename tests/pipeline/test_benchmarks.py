@@ -157,3 +157,18 @@ def test_scaling_replaces_the_tables_of_a_page_and_nothing_else(tmp_path: Path) 
     assert done.returncode == 2
     assert "measured: begin" in done.stderr
     assert page.read_text() == "no place for tables"
+
+
+def test_the_folder_made_for_folding_is_a_whole_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustbench_sparse.leaderboard import fold
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.folding import main, make
+
+    table = fold(make(tmp_path / "made", 3, 20, 2))
+    assert list(table["status"]) == ["ok"] * 3
+    assert list(table["n"]) == [20] * 3
+    assert table[["attack0", "attack1", "worst", "rank"]].notna().all(axis=None)
+    assert main(["--rows", "2", "--images", "10"]) == 0

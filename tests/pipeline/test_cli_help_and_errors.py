@@ -20,6 +20,7 @@ from robustbench_sparse.errors import UserError
 from robustbench_sparse.leaderboard import fold
 from robustbench_sparse.listing import TABLES
 from robustbench_sparse.plugins import import_object
+from robustbench_sparse.seals import seal
 
 VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve")
 
@@ -50,7 +51,7 @@ def results(
         runs=runs,
         **empty,
     )
-    dump(home / "run.json", model="mlp()", defenses="")
+    dump(home / "run.json", model="mlp()", defenses="", threat=threat)
     dump(home / "environment.json", commit="c")
     dump(home / "training.json", status="complete", reason="", train_seconds=1.0)
     shares = dict.fromkeys(("weight_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity"), 50.0)
@@ -68,6 +69,7 @@ def results(
     table.to_csv(home / "outcomes" / "clean.csv", index=False)
     attacked = table.assign(adv_correct=pgd, linf=0.1, l2=1.0, status="ok")
     attacked.to_csv(home / "outcomes" / "pgd.csv", index=False)
+    seal(home)
     return folder / name
 
 
@@ -201,7 +203,7 @@ def test_leaderboard_errors(tmp_path: Path) -> None:
     )
     assert one_line(call("leaderboard", str(tmp_path / "x"))).endswith("no such folder")
     (folder / "runs/a-0/outcomes/pgd.csv").write_text("index\n")
-    assert "pgd.csv: damaged" in one_line(call("leaderboard", str(folder)))
+    assert "pgd.csv: changed since it was stored" in one_line(call("leaderboard", str(folder)))
 
 
 # Check --------------------------------------------------------------------------------------------------

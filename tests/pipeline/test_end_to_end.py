@@ -17,6 +17,7 @@ from defenses import prunable
 from defenses.base import Defense, Step
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.config import resolve
+from robustbench_sparse.errors import UserError
 from robustbench_sparse.leaderboard import fold
 from robustbench_sparse.reference import check
 
@@ -92,12 +93,17 @@ def test_evaluating_a_run_gives_the_leaderboards_numbers(results: Path) -> None:
 def test_a_users_own_network_goes_through_the_standard_suite(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    table = evaluate(model, dataset="digits", eps=0.3, limit=40, out=tmp_path)
+    table = evaluate(model, dataset="digits", eps=0.3, limit=40, out=tmp_path, expect_clean=0)
     assert table["status"][0].startswith("ok")
     assert table["worst"][0] <= table["clean"][0]
     assert {"fgsm", "ifgsm20"} <= set(table.columns)
     second = evaluate(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), dataset="digits", eps=0.3, limit=40, out=tmp_path
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        dataset="digits",
+        eps=0.3,
+        limit=40,
+        out=tmp_path,
+        expect_clean=0,
     )
     assert len(second) == 2, "evaluations in one folder are rows of one table"
 
@@ -175,7 +181,11 @@ def test_a_changed_attack_is_judged_again_without_training_again(results: Path, 
         "fgsm": "fgsm",
         "pgd": {"name": "pgd", "steps": 1, "step_size": 1e-6, "random_start": False},
     }
-    second = run_benchmark(raw, out=tmp_path)
+    with pytest.raises(
+        UserError, match=r"small: holds the table of another config \(attacks\.pgd\.steps: 4 there, 1"
+    ):
+        run_benchmark(raw, out=tmp_path)
+    second = run_benchmark(raw, out=tmp_path, replace=True)
     assert next(tmp_path.rglob("model.safetensors")).stat().st_mtime_ns == trained
     assert second["fgsm"][0] == first["fgsm"][0]
     assert second["pgd"][0] > first["pgd"][0]

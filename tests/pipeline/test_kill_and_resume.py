@@ -103,15 +103,20 @@ def test_a_finished_benchmark_is_not_trained_again(config: Path, tmp_path: Path)
 def test_a_second_process_on_the_same_folder_is_refused(
     config: Path, unbroken: bytes, tmp_path: Path
 ) -> None:
-    long = [*command(config, tmp_path), "--set", "train.epochs=2000"]
-    first = subprocess.Popen(long, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    raw = small()
+    raw["train"]["epochs"] = 2000
+    long = tmp_path / "long.yaml"
+    long.write_text(yaml.safe_dump(raw, sort_keys=False))
+    first = subprocess.Popen(
+        command(long, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "small" / "benchmark.json").exists():
             assert first.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        second = subprocess.run(command(config, tmp_path), capture_output=True, text=True, env=environment())
+        second = subprocess.run(command(long, tmp_path), capture_output=True, text=True, env=environment())
         assert first.poll() is None, "the first process must still be at work"
     finally:
         first.kill()
@@ -120,5 +125,7 @@ def test_a_second_process_on_the_same_folder_is_refused(
     assert "another process is working here" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
     # The system frees the folder of a process that was killed.
-    subprocess.run(command(config, tmp_path), check=True, capture_output=True, env=environment())
+    subprocess.run(
+        [*command(config, tmp_path), "--replace"], check=True, capture_output=True, env=environment()
+    )
     assert numbers(tmp_path) == unbroken

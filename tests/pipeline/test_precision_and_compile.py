@@ -29,8 +29,8 @@ BF16: dict[str, Any] = {
 }
 
 
-def outcome(folder: Path, label: str) -> pd.DataFrame:
-    (run,) = (folder / "small" / "runs").iterdir()
+def outcome(folder: Path, label: str, name: str = "small") -> pd.DataFrame:
+    (run,) = (folder / name / "runs").iterdir()
     return pd.read_csv(run / "outcomes" / f"{label}.csv")
 
 
@@ -58,8 +58,10 @@ def test_another_precision_attacks_the_same_weights_anew(tmp_path: Path) -> None
     run_benchmark(config, out=tmp_path)
     quick = outcome(tmp_path, "pgd")
     table = run_benchmark(config, out=tmp_path, changes=["evaluation.precision=fp32"])
-    plain = outcome(tmp_path, "pgd")
-    assert table["status"].tolist() == ["ok"], "the same run, its weights trained once"
+    plain = outcome(tmp_path, "pgd", "small@precision=fp32")
+    assert table["status"].tolist() == ["ok"]
+    first, second = (p.read_bytes() for p in tmp_path.glob("small*/runs/*/training.json"))
+    assert first == second, "the same run, its weights trained once"
     assert not quick["l2"].equals(plain["l2"]), "other candidates"
     assert (quick["adv_correct"] != plain["adv_correct"]).mean() <= 0.03, "the same verdicts"
     assert (quick["clean_correct"] == plain["clean_correct"]).all()
@@ -96,7 +98,7 @@ def test_the_command_line_sets_both_parts(tmp_path: Path) -> None:
     arguments = ["run", str(config), "--out", str(tmp_path), "--precision", "bf16", "--compile", "off", "-q"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    (run,) = (tmp_path / "small" / "runs").iterdir()
+    (run,) = tmp_path.glob("small@*/runs/*")
     stage = json.loads((run / "run.json").read_text())["record"]["stages"][0]
     assert (stage["precision"], stage["compile"]) == ("bf16", "off")
     assert json.loads((run / "outcomes" / "pgd.json").read_text())["key"]["precision"] == "bf16"

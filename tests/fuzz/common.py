@@ -1,0 +1,61 @@
+"""What the fuzzers share: one call under watch, and what may come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+
+from robustbench_sparse.data.base import DataError
+from robustbench_sparse.errors import UserError
+
+LONGEST, SECONDS, BYTES = 500, 5, 1.5e9
+
+
+def fault(call: Callable[[], object], pattern: str = "") -> str:
+    """What is wrong with how a call ends: an answer, or a line for the user of ``LONGEST`` characters at most.
+
+    Args:
+        call: what is tried; it has ``SECONDS``.
+        pattern: what the line must hold, such as the file's name: a regular expression.
+    """
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        call()
+    except (UserError, ValueError) as e:
+        if not isinstance(e, UserError | DataError):
+            return _told(e)
+        text = str(UserError(e))  # as a command passes on what is wrong with data
+        if "\n" in text or "\x1b" in text or len(text) > LONGEST:
+            return f"not one short line: {text[:700]!r}"
+        return "" if re.search(pattern, text) else f"{pattern} is not named: {text}"
+    except BaseException as e:
+        return _told(e)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+def _told(e: BaseException) -> str:
+    place = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{type(e).__name__}: {str(e)[:200]} at {place.filename}:{place.lineno}"
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """Let calls that take too long raise; faults go into the list, that of too much memory at the end."""
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError(f"no answer in {SECONDS} s")
+
+    before, found = signal.signal(signal.SIGALRM, hangs), list[str]()
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if used > BYTES:
+        found.append(f"memory: {used / 1e9:.2f} GB")

@@ -1,0 +1,38 @@
+"""Kills of the real command at points chosen by what it was writing; ``killed.py`` has the whole matrix."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import killed
+import pytest
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert killed.run(folder) == 0
+    return killed.state(folder)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("before", "*/checkpoint.pt", 2),
+        ("after", "*/model.safetensors", 1),
+        ("after", "*/outcomes/pgd.csv", 1),  # and before its .json
+        ("before", "*/outcomes/pgd.json", 2),
+        ("after", "*/certificate/found.csv", 1),
+        ("after", "*/leaderboard.csv", 1),
+    ],
+    ids=lambda kill: " ".join(map(str, kill)),
+)
+def test_the_same_command_ends_with_the_same_files(
+    kill: tuple[str, str, int], unbroken: dict[str, Any], tmp_path: Path
+) -> None:
+    assert killed.run(tmp_path, kill) == -signal.SIGKILL
+    assert killed.differences(unbroken, tmp_path), "or nothing was interrupted"
+    assert killed.run(tmp_path) == 0
+    assert killed.differences(unbroken, tmp_path) == []
