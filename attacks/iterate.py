@@ -15,11 +15,12 @@ def steepest(direction: Tensor, norm: Norm) -> Tensor:
     """The step of norm 1 along which a linear function grows fastest; (B, ...) -> (B, ...).
 
     For l_inf the sign, for l2 the direction divided by its length. Where the gradient is zero there is no such
-    step, and the result is zero; where it is not a number, neither is the result.
+    step, and the result is zero; where it is infinite or no number, the result is NaN.
     """
     if norm == "linf":
-        # torch's sign of a NaN is 0: a gradient that cannot be computed would pass for one that vanishes.
-        return torch.where(direction.isnan(), direction, direction.sign())
+        # torch's sign of a NaN is 0, of inf 1: a gradient that cannot be computed would pass for one that vanishes, or
+        # points one way. Of anything finite, 0 is added.
+        return direction.sign() + (direction - direction)
     # Divided by the largest entry first: the squares of a vanishing gradient would underflow to zero.
     largest = direction.flatten(1).abs().amax(1).clamp_min(torch.finfo(direction.dtype).tiny)
     scaled = direction / per_image(largest, direction)

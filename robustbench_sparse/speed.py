@@ -37,7 +37,9 @@ AskedCompile = Literal["auto", "on", "off"]
 SMALL_WORK = 1e12
 LARGE_WORK = 2e13
 PLAIN_BATCH = 256
-PLAIN_MEMORY = 1e9  # bytes that a pass over such a batch may keep
+PLAIN_MEMORY = (
+    1.5e9  # bytes that a pass over such a batch may keep, by an estimate that is high rather than low
+)
 _CALIBRATION_BATCH = 64
 _GAIN = 1.05  # what a choice has to gain before it is taken
 _REPEATS = 3
@@ -98,7 +100,7 @@ def for_attacks(
         return _plain(precision, compile, batch_size or _fitting(model, x))
 
     def measure() -> Speed:
-        sample, rates = x[:_CALIBRATION_BATCH], {}
+        sample, rates = x[: min(_CALIBRATION_BATCH, _fitting(model, x))], {}
         candidates: dict[str, nn.Module] = {}
         for kind in _candidates(precision):
             candidates[kind] = FastNetwork(model, precision=kind) if kind == "bf16" else model
@@ -267,7 +269,11 @@ def _batch_size(network: nn.Module, x: Tensor, rates: dict[str, float]) -> int:
     """The smallest batch that is about as fast as any tried, within a share of the memory."""
     sizes = (128, 256, 512) if x.device.type == "cpu" else (256, 512, 1024, 2048, 4096)
     bound = _free_memory(x.device) * _MEMORY_SHARE
+    if x.device.type == "cpu":
+        bound = min(bound, 1.25 * PLAIN_MEMORY)
     image = _bytes_per_image(network, x[:2])
+    if sizes[0] * image > bound:  # large images
+        return max(1, int(bound / image))
     best, best_rate = sizes[0], 0.0
     for size in sizes:
         slow = best_rate > 0 and size / best_rate > _LONGEST_PASS_S

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,39 @@ def test_damaged_files_are_named(tmp_path: Path, changes: Files, expected: str) 
     message = mnist_error(tmp_path)
     assert expected in message
     assert str(tmp_path) in message
+
+
+def test_only_the_files_that_were_verified_are_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, mnist_files())
+    expected = MNIST().load(tmp_path).fingerprint
+    # What old versions of torchvision have left, and new ones read first.
+    (tmp_path / "MNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save(
+            (torch.ones(6, 28, 28, dtype=torch.uint8), torch.zeros(6)), tmp_path / "MNIST/processed" / name
+        )
+    assert MNIST().load(tmp_path).fingerprint == expected
+
+
+def test_a_file_larger_than_any_real_one_is_not_read(tmp_path: Path) -> None:
+    count = (1 << 30) // 784 + 1
+    write_folder(tmp_path, mnist_files())
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28))
+    os.truncate(path, 16 + count * 784)  # a hole in the file: it takes no space
+    assert f"{path}: expected at most 1073741824 bytes, got {16 + count * 784}" in mnist_error(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, mnist_files())
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "train-images-idx3-ubyte")
+
+    monkeypatch.setattr(Path, "open", refused)  # root may read anything
+    message = mnist_error(tmp_path)
+    assert message.startswith(f"MNIST under {tmp_path} cannot be read: ")
+    assert "Permission denied: 'train-images-idx3-ubyte'" in message
 
 
 def test_files_at_hand_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,50 @@ def test_the_batch_grows_while_it_gains_and_fits_into_memory(
     assert held == pytest.approx(module._bytes_per_image(network, x[:8]), rel=0.3)
 
 
+class Wide(nn.Module):
+    """One convolution of one pixel, then squares: the backward pass needs the input and C numbers a pixel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 1, bias=False).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).square().mean((2, 3))
+
+
+def test_the_plain_batch_shrinks_where_images_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Wide(10).eval()
+    # An image keeps 11 x 32 x 32 numbers of four bytes, and its gradients as many.
+    small, image = torch.rand(4, 1, 32, 32), 2 * 4 * 11 * 32 * 32
+    assert module._bytes_per_image(model, small[:1]) == image
+    for fit in (256, 255, 100, 1):
+        monkeypatch.setattr(module, "PLAIN_MEMORY", fit * image + 1)
+        assert for_attacks(model, small, 1.0).batch_size == fit
+    monkeypatch.setattr(module, "PLAIN_MEMORY", image / 2)
+    assert for_attacks(model, small, 1.0).batch_size == 1
+    assert for_attacks(model, small, 1.0, batch_size=9).batch_size == 9, "what was asked for"
+    monkeypatch.setattr(module, "PLAIN_MEMORY", 1e9)
+    assert for_attacks(model, torch.rand(1, 1, 1024, 1024), 1.0).batch_size == 10, "1e9 / (2 4 11 1024 1024)"
+    monkeypatch.setattr(module, "PLAIN_MEMORY", 1e18)  # then a share of the machine's memory
+    total = {"SC_PHYS_PAGES": 8 * image, "SC_PAGE_SIZE": 7}
+    monkeypatch.setattr("os.sysconf", total.__getitem__)
+    assert for_attacks(model, small, 1.0).batch_size == 7
+
+
+def test_weights_do_not_count_as_an_images_memory(network: nn.Module) -> None:
+    heavy = nn.Sequential(nn.Flatten(), nn.Linear(64, 5000), nn.Linear(5000, 1000)).eval()  # 21 MB of weights
+    held = module._bytes_per_image(heavy, torch.rand(1, 1, 8, 8))
+    assert held <= 2 * 4 * (64 + 5000 + 1000)
+
+
+def test_a_network_that_cannot_be_asked_gets_the_plain_batch() -> None:
+    class Leaves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(1)
+
+    assert for_attacks(Leaves(), torch.rand(2, 1, 8, 8), 1.0).batch_size == module.PLAIN_BATCH
+
+
 def test_a_folder_keeps_its_choice(tmp_path: Path) -> None:
     path = tmp_path / "speed.json"
     first = Speed(precision="bf16", batch_size=64, reason="measured", measured={"bf16": 3.0})

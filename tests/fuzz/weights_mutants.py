@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import pickle
 import random
 import re
@@ -16,7 +17,9 @@ import struct
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_sparse.files import fill, load_weights
+from robustbench_sparse.shrink.shrunk_file import record_of
 from robustbench_sparse.targets import resolve_target
 
 KINDS = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
+KINDS += [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16]
+LAYOUTS: list[Callable[[Tensor], Tensor]] = [
+    Tensor.to_sparse,
+    lambda t: t.to("meta"),
+    lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    lambda t: t.reshape(-1)[:1].expand(10**12),
+    nn.Parameter,
+]
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a loop": lambda path: path.symlink_to(path),
+    "nothing": lambda path: None,
+}
 
 
 def net() -> nn.Module:
@@ -46,13 +65,20 @@ class Harm:
         return (open, (str(self.mark), "w"))
 
 
+class Long:
+    """Unpickling it takes 4 GB."""
+
+    def __reduce__(self) -> Any:
+        return (bytearray, (4 * 10**9,))
+
+
 def mutant(chance: random.Random, mark: Path) -> tuple[str, bytes, str]:
     """A file's ending, its bytes, and what was done."""
     torch.manual_seed(0)
     state: dict[str, Any] = dict(net().state_dict())
     ending = chance.choice([".safetensors", ".pt", ".pth"])
     done = chance.choice(
-        ["cut", "bytes", "dtype", "shape", "nan", "keys", "nested", "object", "header", "foreign"]
+        ["cut", "bytes", "dtype", "shape", "nan", "keys", "nested", "object", "header", "foreign", "layout"]
     )
     name = chance.choice(list(state))
     if done == "dtype":
@@ -69,8 +95,10 @@ def mutant(chance: random.Random, mark: Path) -> tuple[str, bytes, str]:
         state[chance.choice(["", "x" * 3000, f"module.{name}", "../x", "\x1b[31m", "\n"])] = value
     elif done == "nested" and ending != ".safetensors":
         state = {chance.choice(["state_dict", "model", "x"]): chance.choice([state, {}, [state], None])}
+    elif done == "layout" and ending != ".safetensors":
+        state[name] = chance.choice(LAYOUTS)(state[name].float())
     elif done == "object" and ending != ".safetensors":
-        state[name] = chance.choice([Harm(mark), "text", 3, None, [1], {"a": torch.zeros(2)}, {1, 2}])
+        state[name] = chance.choice([Harm(mark), Long(), "text", 3, None, [1], {"a": torch.zeros(2)}, {1, 2}])
         if chance.random() < 0.3:
             state = chance.choice([Harm(mark), [1], None, torch.zeros(3), 7])  # type: ignore[assignment]
     data = written(state, ending)
@@ -138,12 +166,14 @@ def strange(chance: random.Random, mark: Path) -> bytes:
 
 def load(path: Path) -> None:
     """As ``evaluate`` and ``sparsity`` do it."""
+    record_of(path)
     fill(net(), load_weights(path), path)
 
 
 def main(count: int, seed: int) -> list[str]:
     """Try so many mutants; everything that went wrong, a line each."""
-    with tempfile.TemporaryDirectory() as scratch, watched() as found:
+    with tempfile.TemporaryDirectory() as scratch, watched() as found, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, on formats that it means to leave
         mark = Path(scratch) / "harm"
         for number in range(count):
             chance = random.Random(f"{seed}/{number}")
@@ -158,6 +188,11 @@ def main(count: int, seed: int) -> list[str]:
                 found.append(f"{number} {ending} {done}: code ran")
                 mark.unlink()
             path.unlink()
+        for done, make in SPECIAL.items():
+            for ending in (".safetensors", ".pt", ".pth"):
+                path = Path(scratch) / f"special{done}{ending}"
+                make(path)
+                found += [f"{done} {ending}: {f}" for f in [fault(lambda p=path: load(p), path.name)] if f]
     return found
 
 

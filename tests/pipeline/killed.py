@@ -52,7 +52,8 @@ POINTS: dict[str, int] = {
     "*/leaderboard.csv": 1,
     "*/leaderboard.md": 1,
 }
-TIMES = ("seconds", "train_seconds", "eval_seconds")
+# What may differ: times, and the commit, where the source was edited in between.
+TIMES = ("seconds", "train_seconds", "eval_seconds", "commit")
 
 
 def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) -> None:
@@ -100,7 +101,7 @@ def run(folder: Path, kill: tuple[str, str, int] | None = None) -> int:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Everything a run left, without times: they alone may differ."""
+    """Everything a run left, without what may differ."""
     found: dict[str, Any] = {}
     for path in sorted((folder / "results").rglob("*")):
         name = str(path.relative_to(folder))

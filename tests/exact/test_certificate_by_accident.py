@@ -1,0 +1,109 @@
+"""The certificate on networks that write where they should not, cannot be attacked, or end the program."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_sparse.certificate import certify
+from robustbench_sparse.certificate.check import Finding
+from robustbench_sparse.certificate.rewiring import copied
+from robustbench_sparse.certificate.subject import Subject
+from tests.exact.accidents import (
+    Linear,
+    NaNGradient,
+    Noisy,
+    OffTheGrid,
+    Writes,
+    WritesIntoAnswers,
+    subject,
+    tensors,
+    truth,
+)
+
+
+def findings(model: nn.Module) -> dict[str, Finding]:
+    """Of all checks; none may raise."""
+    s = subject(model)
+    return {name: certify._run(check, s) for name, check in certify.CHECKS.items()}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Finding]:
+    return findings(Linear())
+
+
+@pytest.mark.parametrize("network", [Writes("data"), Writes("in place"), WritesIntoAnswers()])
+def test_what_a_network_writes_changes_no_finding(plain: dict[str, Finding], network: nn.Module) -> None:
+    found = findings(network)
+    assert {k: dataclasses.asdict(f) for k, f in found.items()} == {
+        k: dataclasses.asdict(f) for k, f in plain.items()
+    }
+    assert "passed" in {f.status for f in found.values()}
+
+
+@pytest.mark.parametrize("how", ["data", "in place", "nan"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_nor_what_a_subject_says(how: str, noisy: bool) -> None:
+    x, _ = tensors()
+    found = []
+    for network in (Linear(), Writes(how)):
+        before = x.clone()
+        s = subject(Noisy(network) if noisy else network)
+        attacked = s.strongest("t")
+        grad = s.gradient(s.x, "g", nn.functional.cross_entropy)[0]
+        found.append((s.clean, attacked.candidate, attacked.right, grad))
+        assert torch.equal(s.x, before)
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+    if not noisy:
+        assert found[0][2].tolist() == truth()
+
+
+class Leaves(Linear):
+    """Ends the program as soon as it is asked for a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise SystemExit(0)
+        return super().forward(x)
+
+
+WHITE_BOX = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M12", "G1", "T1", "I2", "I3", "B4")
+
+
+@pytest.mark.parametrize("network", [OffTheGrid(), NaNGradient(), Leaves()])
+def test_checks_that_cannot_be_made_fail_and_the_others_are_made(
+    plain: dict[str, Finding], network: nn.Module
+) -> None:
+    found = findings(network)
+    assert found.keys() == plain.keys()
+    assert {k: f.status for k, f in found.items() if k in WHITE_BOX} == dict.fromkeys(WHITE_BOX, "failed")
+    assert all(plain[k].status == "passed" for k in WHITE_BOX)
+
+
+def test_a_network_that_ends_the_program_says_so() -> None:
+    found = findings(Leaves())
+    assert "SystemExit" in found["M4"].done
+    assert found["G2"].status == "failed", "it has no gradient"
+    assert "SystemExit" in str(found["G2"].measured)
+
+
+def test_a_copy_that_ends_the_program_is_none() -> None:
+    class NoCopy(Linear):
+        def __deepcopy__(self, memo: object) -> NoCopy:
+            raise SystemExit(0)
+
+    assert copied(NoCopy()) is None
+
+
+def test_an_interrupt_ends_the_certificate() -> None:
+    def interrupted(s: Subject) -> Finding:
+        raise KeyboardInterrupt
+
+    check = dataclasses.replace(certify.CHECKS["M1"], run=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        certify._run(check, subject(Linear()))
