@@ -34,6 +34,7 @@ from robustbench_sparse.speed import Speed, for_attacks, recorded
 from robustbench_sparse.stored import rebuilt
 from robustbench_sparse.streams import derive
 from robustbench_sparse.train import Trainer, on_device
+from robustbench_sparse.yaml_numbers import read as read_yaml
 
 FOLDING_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as folding it
 
@@ -91,7 +92,7 @@ def run_benchmark(
     target = choose_device(device)
     dataset = load_dataset(plan, data_root)
     data = prepare_data(plan, dataset, target)
-    check_runs(runs, data, plan.threat)
+    _check_fit(config, runs, data, plan)
 
     with locked(folder), cpu_threads(plan.config.threads):
         if variants.MARK in folder.name:
@@ -115,6 +116,20 @@ def run_benchmark(
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
     check_runs_exist(only, [r.label for r in plan.runs])
     return [r for r in plan.runs if not only or r.label in only]
+
+
+def _check_fit(
+    config: str | Path | Mapping[str, Any], runs: Sequence[RunPlan], data: PreparedData, plan: Plan
+) -> None:
+    """``check_runs``, with the file's name and the run's line before what does not fit."""
+    for run in runs:
+        try:
+            check_runs([run], data, plan.threat)
+        except UserError as e:
+            if isinstance(config, Mapping):
+                raise
+            line = read_yaml(Path(config))[1].get(("runs", run.label), 1)
+            raise UserError(f"{config}:{line}: {e}") from None
 
 
 def load_dataset(plan: Plan, data_root: str | Path | None) -> Dataset:

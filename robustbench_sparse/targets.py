@@ -72,6 +72,10 @@ def resolve_target(
     if isinstance(target, nn.Module):
         return Target(model=target, name=type(target).__name__, identity="module")
     path = Path(str(target))
+    try:
+        path.exists()
+    except OSError as e:  # no name that the system takes
+        raise UserError(f"{target}: {one_line(e.strerror or e)}") from None
     if path.name == "model.safetensors" and (path.parent / "run.json").is_file():
         path = path.parent
     if path.exists() and weights is not None:

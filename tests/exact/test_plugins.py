@@ -206,3 +206,13 @@ def test_an_attack_of_torchattacks_takes_the_entrys_keys_as_its_own_settings() -
 def test_the_prefix_of_torchattacks_means_attacks_only() -> None:
     pytest.importorskip("torchattacks")
     assert refused(name="torchattacks:PGD") == (("name",), f"expected a subclass of {__name__}.Tool")
+
+
+def test_a_program_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_program").mkdir()
+    (tmp_path / "a_program/__init__.py").write_text("")
+    (tmp_path / "a_program/__main__.py").write_text("open('ran', 'w')\nclass X: pass\n")
+    with pytest.raises(UserError, match="is a program, and importing it would run it"):
+        import_object("a_program.__main__:X")
+    assert not (tmp_path / "ran").exists()

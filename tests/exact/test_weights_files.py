@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_sparse.errors import LONGEST, UserError
 from robustbench_sparse.files import fill, load_weights
 from robustbench_sparse.shrink.shrunk_file import record_of
+from robustbench_sparse.targets import resolve_target
 
 ENDINGS = [".pt", ".pth", ".safetensors"]
 
@@ -227,3 +228,8 @@ def test_only_regular_files_are_opened(tmp_path: Path, ending: str, read: Callab
     ):
         with pytest.raises(UserError, match=expected):
             read(path)
+
+
+def test_a_target_of_any_name_is_a_line() -> None:
+    with pytest.raises(UserError, match="x: File name too long"):
+        resolve_target("x" * 300)

@@ -297,6 +297,10 @@ def foreign_code(record: dict[str, Any]) -> None:
     record["run"]["record"]["model"] = {"name": "shrink_trap:Net"}
 
 
+def bare_name(record: dict[str, Any]) -> None:
+    record["run"]["record"]["model"] = "shrink_trap:Net"
+
+
 def other_format(record: dict[str, Any]) -> None:
     record["format"] = 99
 
@@ -311,6 +315,7 @@ def no_record(record: dict[str, Any]) -> None:
         (wider, "members.0.linear: expected widths of 1 to"),
         (other_widths, "weights of another architecture"),
         (foreign_code, "refused: it names code from elsewhere, 'shrink_trap:Net'"),
+        (bare_name, "refused: it names code from elsewhere, 'shrink_trap:Net'"),
         (other_format, "expected format 1"),
         (no_record, "damaged"),
     ],

@@ -493,3 +493,68 @@ def test_a_full_disk_is_one_line_and_what_is_stored_stays_good(
     table = run_benchmark(raw, out=tmp_path)
     assert table["status"].tolist() == ["ok"]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+WRECKER = """
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from attacks.base import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wreck(Attack):
+    def run(self, model, x, y, threat, random):
+        shutil.rmtree(Path("results"))
+        return x
+"""
+
+
+def test_a_folder_that_is_deleted_under_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "wrecker.py").write_text(WRECKER)
+    benchmark_file(tmp_path, runs={"natural": {}}, attacks={"wreck": {"name": "wrecker:Wreck"}})
+    done = run_it(tmp_path, "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+# What comes back from a network ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            "(self.linear(x.flatten(1)), x)",
+            "returns a tuple, expected a tensor of logits (B, 10); return its first",
+        ),
+        (
+            "__import__('types').SimpleNamespace(logits=self.linear(x.flatten(1)))",
+            "its .logits are one: return these",
+        ),
+        ("self.linear(x.flatten(1)).to(torch.complex64)", "returns torch.complex64"),
+        ("self.linear(x.flatten(1)).argmax(1)", "returns torch.int64"),
+        ("self.linear(x.flatten(1))[:, :3]", "gives (1, 3) for one image, expected (1, 10)"),
+        ("self.linear(x.flatten(1)).to('meta')", "on meta, expected floating-point logits"),
+        ("None", "returns a NoneType"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_answers_that_are_no_logits_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"answers_{abs(hash(answer))}"
+    write_net(tmp_path, name, answer)
+    with pytest.raises(UserError) as error:
+        evaluate(f"{name}:net", **JUDGED)
+    assert message in str(error.value)
+
+
+def test_a_network_judged_elsewhere_is_not_taken_for_one_trained_here(tmp_path: Path) -> None:
+    judge(tmp_path, Scaled(1.0))
+    (run,) = (tmp_path / "runs").iterdir()
+    with pytest.raises(UserError, match="was judged, not trained here: name the factory"):
+        evaluate(run)
