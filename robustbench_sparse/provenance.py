@@ -72,7 +72,8 @@ def source_of(cls: type) -> str:
         digest.update(f"\n{module}\n".encode())
         digest.update(b"" if path is None else sha256(path).encode())
     for base in bases:
-        if _file(base.__module__) is None:  # defined at a prompt, in a notebook, or by exec
+        # Defined at a prompt or by exec there is no file; in a notebook it is that of the program around it.
+        if _file(base.__module__) is None or base.__module__ == "__main__":
             digest.update(b"".join(_code(base)))
     return digest.hexdigest()[:16]
 

@@ -95,6 +95,16 @@ def test_a_class_without_a_file_is_named_by_its_code() -> None:
     assert code_of([one]) != code_of([other])
 
 
+def test_a_class_of_a_notebook_is_not_named_by_the_program_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+    names = []
+    for sign in ("", "-"):
+        space: dict[str, Any] = {"__name__": "__main__", "nn": nn}
+        exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return {sign}x\n", space)
+        names.append(code_of([space["Net"]])["__main__:Net"])
+    assert names[0] != names[1]
+
+
 # Networks -------------------------------------------------------------------------------------------------
 
 
