@@ -15,6 +15,7 @@ from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.fast import FastNetwork
 from robustbench_sparse.judge import Judge, Protocol
 from robustbench_sparse.plan import AttackPlan
 from robustbench_sparse.plugins import build
@@ -26,18 +27,20 @@ NAN = float("nan")
 
 
 class Linear(nn.Module):
-    """Logits (-s, s) with s = w (x - 1/2): an image withstands l_inf eps where |s| > eps sum |w|."""
+    """Logits (-s, s) with s = w x: an image withstands l_inf eps where |s| > eps sum |w|."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.linspace(-1, 1, PIXELS))
+        self.w = torch.linspace(-1, 1, PIXELS)
+        self.layer = nn.Linear(PIXELS, 2, bias=False)
+        self.layer.weight = nn.Parameter(torch.stack([-self.w, self.w]), requires_grad=False)
 
     def score(self, x: Tensor) -> Tensor:
-        return (x - 0.5).flatten(1) @ self.w
+        return x.flatten(1) @ self.w
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.score(x)
-        return torch.stack([-s, s], 1)
+        out: Tensor = self.layer(x.flatten(1))
+        return out
 
     def withstands(self, x: Tensor) -> Tensor:
         return self.score(x).abs() > EPS * self.w.abs().sum()
@@ -99,7 +102,7 @@ class Writes(Linear):
         self.how = how
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x.clone())
+        out = super().forward(x)
         with torch.no_grad():
             if self.how == "data":
                 x.data.fill_(0.5)
@@ -182,11 +185,11 @@ def judged(
     return judge.attack(AttackPlan("a", "a", attack, threat))
 
 
-def subject(model: nn.Module) -> Subject:
-    """What the certificate examines."""
+def subject(model: nn.Module, stand_in: FastNetwork | None = None) -> Subject:
+    """What the certificate examines, on its smallest budget."""
     x, y = tensors()
-    index = data().test_indices
-    return Subject(model.eval(), x, y, index, THREAT, classes=2, seed=0, budget=BUDGETS["quick"])
+    index, budget = data().test_indices, BUDGETS["quick"]
+    return Subject(model.eval(), x, y, index, THREAT, classes=2, seed=0, budget=budget, stand_in=stand_in)
 
 
 def library_attack(name: str) -> Attack:

@@ -79,7 +79,7 @@ class Beyond(Attack):
     """Fools within the ball by all pixels but the first, which it sends far out of the box."""
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
-        away = torch.where(y == 1, -1.0, 1.0)[:, None] * Linear().w.detach()
+        away = torch.where(y == 1, -1.0, 1.0)[:, None] * Linear().w
         away[:, 0] = 0
         out = (x.flatten(1) + 0.25 * away / away.norm(dim=1, keepdim=True)).view_as(x)
         out[:, 0, 0, 0] = torch.where(x[:, 0, 0, 0] > 0.5, 9.0, -8.0)
@@ -108,7 +108,7 @@ class Steps(Attack):
     factor: float = 1.0
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
-        away = torch.where(y == 1, -1.0, 1.0)[:, None] * Linear().w.detach().sign()
+        away = torch.where(y == 1, -1.0, 1.0)[:, None] * Linear().w.sign()
         return (x.flatten(1) + self.factor * threat.eps * away).view_as(x)
 
 

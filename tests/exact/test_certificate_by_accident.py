@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.losses import margin
 from robustbench_sparse.certificate import certify
 from robustbench_sparse.certificate.check import Finding
+from robustbench_sparse.certificate.indicators import Recorder
 from robustbench_sparse.certificate.rewiring import copied
 from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.fast import FastNetwork
 from tests.exact.accidents import (
+    EPS,
+    THREAT,
     Linear,
     NaNGradient,
     Noisy,
@@ -25,24 +31,49 @@ from tests.exact.accidents import (
 )
 
 
-def findings(model: nn.Module) -> dict[str, Finding]:
-    """Of all checks; none may raise."""
-    s = subject(model)
-    return {name: certify._run(check, s) for name, check in certify.CHECKS.items()}
+@functools.cache
+def findings(model: nn.Module, behind: bool = False, kind: str = "") -> dict[str, Finding]:
+    """Of all checks, or of one kind, with a stand-in or not; none may raise."""
+    s = subject(model, FastNetwork(model.eval(), precision="fp32") if behind else None)
+    return {k: certify._run(check, s) for k, check in certify.CHECKS.items() if k.startswith(kind)}
 
 
-@pytest.fixture(scope="module")
-def plain() -> dict[str, Finding]:
-    return findings(Linear())
+PLAIN = Linear()
+
+
+def assert_same(found: dict[str, Finding], known: dict[str, Finding]) -> None:
+    assert {k: dataclasses.asdict(f) for k, f in found.items()} == {
+        k: dataclasses.asdict(f) for k, f in known.items()
+    }
+    assert "passed" in {f.status for f in found.values()}
 
 
 @pytest.mark.parametrize("network", [Writes("data"), Writes("in place"), WritesIntoAnswers()])
-def test_what_a_network_writes_changes_no_finding(plain: dict[str, Finding], network: nn.Module) -> None:
-    found = findings(network)
-    assert {k: dataclasses.asdict(f) for k, f in found.items()} == {
-        k: dataclasses.asdict(f) for k, f in plain.items()
-    }
-    assert "passed" in {f.status for f in found.values()}
+def test_what_a_network_writes_changes_no_finding(network: nn.Module) -> None:
+    assert_same(findings(network), findings(PLAIN))
+
+
+def test_nor_where_it_is_random() -> None:
+    known = findings(Noisy(Linear()), kind="R")
+    assert_same(findings(Noisy(Writes("data")), kind="R"), known)
+    assert sum(f.status != "skipped" for f in known.values()) >= 5
+
+
+def test_nor_does_what_a_stand_in_writes() -> None:
+    found, known = findings(Writes("data"), behind=True), findings(PLAIN, behind=True)
+    assert {k: f.measured for k, f in found.items()} == {k: f.measured for k, f in known.items()}
+    assert found["I4"].status == "passed"
+
+
+@pytest.mark.parametrize("how", ["data", "nan"])
+def test_what_an_attack_sent_is_kept_as_it_was_sent(how: str) -> None:
+    x, y = tensors()
+    recorder = Recorder(Writes(how).eval(), x, y, THREAT, margin)
+    sent = THREAT.project(
+        x - EPS * torch.where(y == 1, 1, -1).view(-1, 1, 1, 1) * Linear().w.sign().view(4, 4), x
+    )
+    recorder(sent.clone())
+    assert torch.equal(recorder.point, sent)
 
 
 @pytest.mark.parametrize("how", ["data", "in place", "nan"])
@@ -76,10 +107,8 @@ WHITE_BOX = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M12", "G1", "T1", 
 
 
 @pytest.mark.parametrize("network", [OffTheGrid(), NaNGradient(), Leaves()])
-def test_checks_that_cannot_be_made_fail_and_the_others_are_made(
-    plain: dict[str, Finding], network: nn.Module
-) -> None:
-    found = findings(network)
+def test_checks_that_cannot_be_made_fail_and_the_others_are_made(network: nn.Module) -> None:
+    found, plain = findings(network), findings(PLAIN)
     assert found.keys() == plain.keys()
     assert {k: f.status for k, f in found.items() if k in WHITE_BOX} == dict.fromkeys(WHITE_BOX, "failed")
     assert all(plain[k].status == "passed" for k in WHITE_BOX)
