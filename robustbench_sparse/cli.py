@@ -147,7 +147,7 @@ def run(
     Examples:
       robustbench-sparse run configs/quickstart.yaml
       robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
-      robustbench-sparse run configs/quickstart.yaml --set train.epochs=2
+      robustbench-sparse run configs/quickstart.yaml --set train.epochs=30
       robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
       robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
