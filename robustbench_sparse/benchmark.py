@@ -185,6 +185,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
 
 def _train(place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, show: Show) -> None:
     if place.training() is not None:
+        place.checkpoint.unlink(missing_ok=True)  # of a process that was killed once training was stored
         return
     label = f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label
     folder = place.path.parent.parent
@@ -331,6 +332,8 @@ def judge_network(
     if gate is not None:
         gate(clean)
     if judge.all_done(attacks) and examination.is_done():
+        judge.tidy()
+        examination.tidy()
         return
     with contained(f"{title}: compiling it"):
         stand_in, note = speed.stand_in(model, x[: speed.batch_size])
@@ -340,4 +343,6 @@ def judge_network(
         protocol = changed(protocol, precision="fp32")
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
     judge.everything(attacks)
-    Examination(judge, attacks, c.certificate, plan.threat, kin).make()
+    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    examination.make()
+    examination.tidy()

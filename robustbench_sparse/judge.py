@@ -186,6 +186,11 @@ class Judge:
             self.is_done(p.label, self.key(p)) for p in plans
         )
 
+    def tidy(self) -> None:
+        """Remove what a process left that was killed once an outcome was stored; all outcomes are."""
+        for parts in self.folder.glob(".*.parts"):
+            shutil.rmtree(parts, ignore_errors=True)
+
     def everything(self, plans: Iterable[AttackPlan]) -> None:
         """Judge the clean images and every attack; what is stored already is not judged again.
 
@@ -352,10 +357,12 @@ class Judge:
         facts: dict[str, bool],
     ) -> pd.DataFrame:
         """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
-        path = self.folder / f"{label}.csv"
+        path, parts = self.folder / f"{label}.csv", self.folder / f".{label}.parts"
         if self.is_done(label, key):
+            shutil.rmtree(
+                parts, ignore_errors=True
+            )  # of a process that was killed once the outcome was stored
             return _read(path)
-        parts = self.folder / f".{label}.parts"
         marker = parts / "key.json"
         wanted = {"key": key, "batch_size": self.protocol.batch_size}
         if not (marker.exists() and read_json(marker) == wanted):

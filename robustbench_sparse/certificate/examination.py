@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,10 @@ class Examination:
     def is_done(self) -> bool:
         """Whether there is nothing to make."""
         return self.level == "off" or is_stored(self.judge.folder.parent, self.key(), self.level)
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed once the certificate was stored."""
+        shutil.rmtree(self.judge.folder.parent / "certificate" / ".parts", ignore_errors=True)
 
     def make(self) -> None:
         """Run the checks that are not stored yet; outcomes are there."""

@@ -26,6 +26,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("before", "*/outcomes/pgd.json", 2),
         ("after", "*/certificate/found.csv", 1),
         ("after", "*/leaderboard.csv", 1),
+        ("after", "*/files.json", 3),  # training is stored, and its checkpoint is still there
+        ("after", "*/files.json", 5),  # an outcome, and its parts
     ],
     ids=lambda kill: " ".join(map(str, kill)),
 )
