@@ -86,6 +86,16 @@ class Half(NaNGradient):
         return x.flatten(1)[:, 0] > 0.5
 
 
+class OnePixel(NaNGradient):
+    """Without the gradient of the first pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        none = _Backward.apply(x[:, :, :1, :1], self.broken(x), self.value)
+        first = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+        first[..., 0, 0] = True
+        return Linear.forward(self, torch.where(first, none, x))
+
+
 class OffTheGrid(Linear):
     """Numbers on the 8-bit grid, none anywhere else."""
 

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from attacks.losses import margin
 from robustbench_sparse.certificate import certify
+from robustbench_sparse.certificate.backward import agreement, bpda, killers, liars
 from robustbench_sparse.certificate.check import Finding
 from robustbench_sparse.certificate.indicators import Recorder
+from robustbench_sparse.certificate.noise import _pass
 from robustbench_sparse.certificate.rewiring import copied
 from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.certificate.surrogates import in_float64
 from robustbench_sparse.fast import FastNetwork
 from tests.exact.accidents import (
     EPS,
@@ -57,6 +60,17 @@ def test_nor_where_it_is_random() -> None:
     known = findings(Noisy(Linear()), kind="R")
     assert_same(findings(Noisy(Writes("data")), kind="R"), known)
     assert sum(f.status != "skipped" for f in known.values()) >= 5
+
+
+def test_nor_do_single_looks_at_it_see_what_it_writes() -> None:
+    x, y = tensors()
+    s, network = subject(Linear()), Writes("nan").eval()
+    along = s.random("along")
+    cosine = agreement(network, x, y, lambda: along.normal(x), lambda: s.random("t"))
+    assert cosine == pytest.approx(1), "the network is linear"
+    before = x.clone()
+    _pass(s.beside(network), x, None)
+    assert torch.equal(x, before)
 
 
 def test_nor_does_what_a_stand_in_writes() -> None:
@@ -103,6 +117,22 @@ class Leaves(Linear):
         return super().forward(x)
 
 
+class LeavesTracked(Linear):
+    """Ends the program where the image asks for a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise SystemExit(0)
+        return super().forward(x)
+
+
+class Detached(Linear):
+    """A detour on which gradients are lost, as one over NumPy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(x.numpy()))
+
+
 WHITE_BOX = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M12", "G1", "T1", "I2", "I3", "B4")
 
 
@@ -119,6 +149,36 @@ def test_a_network_that_ends_the_program_says_so() -> None:
     assert "SystemExit" in found["M4"].done
     assert found["G2"].status == "failed", "it has no gradient"
     assert "SystemExit" in str(found["G2"].measured)
+
+
+class Picky(Linear):
+    """Ends the program for images out of the box and for those that are not float32, or has a part that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = PickyPart()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.min() < 0:
+            raise SystemExit(0)
+        return super().forward(self.part(x))
+
+
+class PickyPart(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise SystemExit(0)
+        return x * 1
+
+
+def test_what_a_network_refuses_by_ending_the_program_is_done_without() -> None:
+    x, _ = tensors()
+    assert findings(Picky(), kind="V")["V1"].status == "passed"
+    assert in_float64(Picky().eval(), x) is None
+    assert liars(Picky().eval(), x) == []
+    assert killers(Leaves().eval(), x) == killers(Detached().eval(), x) == ["before layer"]
+    surrogate = bpda(LeavesTracked().eval(), x)
+    assert surrogate is not None, "it goes around what ends the program"
 
 
 def test_a_copy_that_ends_the_program_is_none() -> None:

@@ -24,6 +24,7 @@ from tests.exact.accidents import (
     Linear,
     NaNGradient,
     OffTheGrid,
+    OnePixel,
     Writes,
     WritesIntoAnswers,
     judged,
@@ -95,6 +96,17 @@ def test_one_image_that_cannot_be_attacked_costs_the_others_nothing(tmp_path: Pa
     ]
     assert {v for v, s in zip(table["status"], stays, strict=True) if s} == {"ok"}
     assert not (table["adv_correct"][(far & broken).tolist()] > 0.5).any()
+
+
+def test_what_fools_all_the_same_counts(tmp_path: Path) -> None:
+    """Without the gradient of one pixel, FGSM moves the others."""
+    x, _ = tensors()
+    w = Linear().w
+    fooled = (Linear().score(x).abs() < EPS * (w.abs().sum() - w[0].abs())).tolist()
+    assert 0 < sum(fooled) < COUNT
+    table = judged(tmp_path, OnePixel(), library_attack("FGSM"))
+    assert table["status"].tolist() == ["ok" if f else "nonfinite" for f in fooled]
+    assert not table["adv_correct"][fooled].any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
