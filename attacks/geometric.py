@@ -18,6 +18,8 @@ from attacks.losses import loss_towards
 
 Border = Literal["zeros", "border", "reflection"]
 
+MOST = 100_000  # transformations tried of an image
+
 
 def transform(x: Tensor, angle: Tensor, shift: Tensor, border: Border) -> Tensor:
     """Rotate each image about its centre, then move it; bilinear.
@@ -59,9 +61,10 @@ class Geometric(Attack):
             uniform in both ranges.
         max_angle: rotations reach from minus to plus this many degrees, in [0, 180].
         max_shift: translations reach from minus to plus this many pixels along each axis, >= 0.
-        angles: angles in the grid, evenly spaced, ends included; an odd number holds 0.
+        angles: angles in the grid, evenly spaced, ends included; an odd number holds 0. With all shifts the grid has at
+            most 100000 transformations.
         shifts: shifts per axis in the grid, likewise.
-        draws: transformations drawn per image by the random search, the paper's k.
+        draws: transformations drawn per image by the random search, the paper's k; at most 100000.
         border: what moves in from outside: ``zeros`` (black), ``border`` (the edge pixel) or ``reflection``.
         eot: passes over which logits are averaged when the network is random; 1 pass otherwise.
 
@@ -88,6 +91,9 @@ class Geometric(Attack):
         check(0 <= self.max_shift < math.inf, "max_shift", "a finite number of pixels >= 0", self.max_shift)
         for name in ("angles", "shifts", "draws", "eot"):
             check(getattr(self, name) >= 1, name, "an integer >= 1", getattr(self, name))
+        tried = self.angles * self.shifts**2  # each is held as numbers before the first is tried
+        check(tried <= MOST, "angles", f"angles * shifts^2 of at most {MOST}", tried)
+        check(self.draws <= MOST, "draws", f"an integer in [1, {MOST}]", self.draws)
         check(self.border in get_args(Border), "border", " or ".join(get_args(Border)), self.border)
 
     @property

@@ -30,7 +30,7 @@ class NAttack(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
-        samples: draws per step, the paper's b.
+        samples: draws per step, the paper's b; at most 100000, as those of an image are held at once.
         steps: steps at most; on a network that is not random, an image leaves once it is fooled.
         sigma: standard deviation of the draws, in units of z.
         learning_rate: the paper's eta, in units of z.
@@ -46,7 +46,7 @@ class NAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.samples >= 2, "samples", "an integer >= 2", self.samples)
+        check(2 <= self.samples <= 100_000, "samples", "an integer in [2, 100000]", self.samples)
         check(self.steps >= 1, "steps", "an integer >= 1", self.steps)
         check(0 < self.sigma < math.inf, "sigma", "a finite number > 0", self.sigma)
         rate = self.learning_rate

@@ -41,7 +41,7 @@ class CLIP(Controlled):
     Args:
         reduction: what lambda multiplies: ``max``, L of the maximal pair; ``max_squared``, its L^2 (the
             authors' code); ``mean``, the mean of L^2 over all pairs.
-        pairs: number of pairs, >= 1.
+        pairs: number of pairs, in [1, 100000].
         source: images the pairs start from: ``val`` or ``train``.
         init: ``perturbed``, an image x and x + init_noise * N(0, I); ``partial_random``, x and
             x + init_noise * U(0, 1); ``noise``, two draws of init_noise * U(0, 1). The latter two are the
@@ -77,13 +77,13 @@ class CLIP(Controlled):
         super().__post_init__()
         reductions, inits = ("max", "max_squared", "mean"), ("perturbed", "partial_random", "noise")
         check(self.reduction in reductions, "reduction", " or ".join(reductions), self.reduction)
-        check(self.pairs >= 1, "pairs", "an integer >= 1", self.pairs)
+        check(1 <= self.pairs <= 100_000, "pairs", "an integer in [1, 100000]", self.pairs)
         check(self.source in ("val", "train"), "source", "'val' or 'train'", self.source)
         check(self.init in inits, "init", " or ".join(inits), self.init)
-        check(self.init_noise > 0, "init_noise", "a number > 0", self.init_noise)
+        check(0 < self.init_noise < math.inf, "init_noise", "a finite number > 0", self.init_noise)
         check(self.ascent_steps >= 1, "ascent_steps", "an integer >= 1", self.ascent_steps)
-        check(self.step_size > 0, "step_size", "a number > 0", self.step_size)
-        check(self.step_factor >= 1, "step_factor", "a number >= 1", self.step_factor)
+        check(0 < self.step_size < math.inf, "step_size", "a finite number > 0", self.step_size)
+        check(1 <= self.step_factor < math.inf, "step_factor", "a finite number >= 1", self.step_factor)
         check(self.renew_every >= 1, "renew_every", "an integer >= 1", self.renew_every)
         check(self.max_lipschitz > 0, "max_lipschitz", "a number > 0", self.max_lipschitz)
         check(

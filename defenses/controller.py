@@ -38,7 +38,7 @@ class Controlled(Defense):
         target = self.target_accuracy
         check(self.lam >= 0 and math.isfinite(self.lam), "lam", "a finite number >= 0", self.lam)
         check(target is None or 0 < target < 1, "target_accuracy", "a share in (0, 1) or null", target)
-        check(self.increment > 0, "increment", "a number > 0", self.increment)
+        check(0 < self.increment < math.inf, "increment", "a finite number > 0", self.increment)
         check(self.warm_up is None or self.warm_up >= 0, "warm_up", "an integer >= 0 or null", self.warm_up)
         check(self.cooldown >= 0, "cooldown", "an integer >= 0", self.cooldown)
         check(self.signal in ("validation", "train"), "signal", "'validation' or 'train'", self.signal)

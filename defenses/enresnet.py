@@ -135,8 +135,8 @@ class EnResNet(Defense):
     One member without noise is the plain network.
 
     Args:
-        members: the paper's n, >= 1.
-        noise: the paper's a, >= 0; 0 adds none.
+        members: the paper's n, in [1, 1000].
+        noise: the paper's a, finite and >= 0; 0 adds none.
         scale: ``sample`` takes the std of each image's own values; ``batch`` that of the whole batch tensor,
             as published, which makes a prediction depend on the other images of the batch.
     """
@@ -146,8 +146,8 @@ class EnResNet(Defense):
     scale: Scale = "sample"
 
     def __post_init__(self) -> None:
-        check(self.members >= 1, "members", "an integer >= 1", self.members)
-        check(self.noise >= 0, "noise", "a number >= 0", self.noise)
+        check(1 <= self.members <= 1000, "members", "an integer in [1, 1000]", self.members)
+        check(0 <= self.noise < math.inf, "noise", "a finite number >= 0", self.noise)
         check(self.scale in ("sample", "batch"), "scale", "'sample' or 'batch'", self.scale)
 
     def check(self, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,9 +73,17 @@ class PGDAT(Defense):
         norm = benchmark.norm if self.norm is None else self.norm
         return Threat(norm=norm, eps=benchmark.eps if self.eps is None else self.eps)
 
-    def begin(self, s: Step) -> None:
+    def check_stage(self, s: Step) -> None:
         """Refuse a ball the attack cannot work in, such as an infinite one with a random start."""
-        self.attack().check_threat(self.threat(s.threat))
+        threat = self.threat(s.threat)
+        self.attack().check_threat(threat)
+        # Pixels lie in [0, 1]: beyond 1, l_inf bounds nothing, and 8 / 255 is what is meant by 8.
+        fine = threat.norm != "linf" or not 1 < threat.eps < math.inf
+        check(fine, "eps", "at most 1 for linf, in units of the pixel range (8/255, not 8)", threat.eps)
+
+    def begin(self, s: Step) -> None:
+        """As ``check_stage``."""
+        self.check_stage(s)
 
     def perturb(self, s: Step) -> Tensor:
         """PGD on the current network; draws starts and network noise from this defense's stream."""

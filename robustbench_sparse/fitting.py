@@ -58,6 +58,7 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
         return
     batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
     needed = needed_memory(model, batch, data.channels, data.size)
+    needed += max(state_memory(stage.optimiser.build(model)) for stage in run.stages)
     if needed > free:
         raise UserError(
             f"runs.{run.label}: needs at least {needed / 1e9:.1f} GB of memory to train with minibatches of {batch}, "
@@ -67,6 +68,8 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
 
 def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> float:
     """Bytes that a step of training takes at least: weights, gradients, the chosen weights, and what layers give.
+
+    What the optimiser keeps comes on top: ``state_memory``.
 
     Args:
         model: a network on the device "meta"; it is sent images without numbers.
@@ -95,6 +98,24 @@ def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> flo
         for handle in handles:
             handle.remove()
     return fixed + given
+
+
+def state_memory(optimizer: torch.optim.Optimizer) -> float:
+    """Bytes that an optimiser of parameters on the device "meta" keeps beside them, such as Adam's moments."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a foreign one may need numbers: what it has made so far is counted
+        pass
+    finally:
+        for p in parameters:
+            p.grad = None
+    kept = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return float(sum(v.numel() * v.element_size() for v in kept))
 
 
 def _check_batches(run: RunPlan, model: nn.Module, data: PreparedData) -> None:

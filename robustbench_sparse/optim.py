@@ -188,7 +188,7 @@ class Plateau(ScheduleSpec):
     def __post_init__(self) -> None:
         check(0 < self.gamma < 1, "gamma", "a number in (0, 1)", self.gamma)
         check(self.patience >= 0, "patience", "a number >= 0", self.patience)
-        check(self.min_lr >= 0, "min_lr", "a number >= 0", self.min_lr)
+        check(0 <= self.min_lr < math.inf, "min_lr", "a finite number >= 0", self.min_lr)
         known = typing.get_args(Signal)
         check(self.signal in known, "signal", " or ".join(known), self.signal)
 
@@ -217,8 +217,8 @@ class OneCycle(ScheduleSpec):
 
     def __post_init__(self) -> None:
         check(0 < self.warm_up < 1, "warm_up", "a number in (0, 1)", self.warm_up)
-        check(self.start_divisor >= 1, "start_divisor", "a number >= 1", self.start_divisor)
-        check(self.end_divisor >= 1, "end_divisor", "a number >= 1", self.end_divisor)
+        for name in ("start_divisor", "end_divisor"):
+            check(1 <= getattr(self, name) < math.inf, name, "a finite number >= 1", getattr(self, name))
 
     def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
         """The schedule for a stage of this length."""

@@ -11,6 +11,8 @@ from torch import nn
 
 from attacks.base import check
 
+MOST = 1e6  # of a rate or a decay; beyond any use
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSpec(ABC):
@@ -18,6 +20,8 @@ class OptimiserSpec(ABC):
 
     Attributes:
         sparsifies: it leaves zeros in the weights of its own accord.
+        lr: learning rate, in (0, 1e6].
+        weight_decay: L2 coefficient, in [0, 1e6].
     """
 
     sparsifies: ClassVar[bool] = False
@@ -26,7 +30,8 @@ class OptimiserSpec(ABC):
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "lr", "a number > 0", self.lr)
-        check(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
+        check(self.lr <= MOST, "lr", f"a number of at most {MOST:g}", self.lr)
+        check(0 <= self.weight_decay <= MOST, "weight_decay", f"a number in [0, {MOST:g}]", self.weight_decay)
 
     @abstractmethod
     def build(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -231,8 +231,14 @@ def expectation(error: Any) -> str:
             if "gt" in limits
             else f"expected a number >= {limits['ge']}"
         )
+    if error["type"] == "less_than_equal":
+        return f"expected a number <= {limits['le']}"
     if error["type"] == "too_short":
         return f"expected at least {limits['min_length']}"
+    if error["type"] == "too_long":
+        return f"expected at most {limits['max_length']}"
+    if error["type"] == "string_too_long":
+        return f"expected at most {limits['max_length']} characters"
     if error["type"] == "string_pattern_mismatch":
         return f"expected a text that matches {limits['pattern']}"
     return one_line(error["msg"]).replace("Input should be", "expected")

@@ -130,7 +130,8 @@ class PublishedConfig(_Strict):
 class BenchmarkConfig(_Strict):
     """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them.
 
-    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label.
+    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label. Seeds are different
+    whole numbers in [0, 2^31), names and labels have at most 100 characters.
     """
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=MOST_NAME)

@@ -74,7 +74,7 @@ class PreActResNet(ModelSpec):
 
     Args:
         depth: layers with weights on the long path, 2 * stages * n + 2 for n >= 1 blocks in every stage;
-            with three stages 6n + 2, so 8, 14, 20, 26, ...
+            with three stages 6n + 2, so 8, 14, 20, 26, ...; at most 5000.
         widths: channels of the stages.
     """
 
@@ -90,6 +90,7 @@ class PreActResNet(ModelSpec):
         step = 2 * len(self.widths)
         fine = self.depth >= step + 2 and (self.depth - 2) % step == 0
         check(fine, "depth", f"{step}n + 2 with n >= 1 for {len(self.widths)} stages", self.depth)
+        check(self.depth <= 5000, "depth", "at most 5000 layers", self.depth)
 
     def network(self, channels: int, size: int, classes: int) -> nn.Module:
         """Make the network, (B, C, H, W) -> (B, K). He initialisation (``fan_out``) of the convolutions."""

@@ -22,7 +22,7 @@ from common import fault, watched
 from robustbench_sparse.config import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Where a mutant may be wrong without any line of its file being so.
+# What a line, or a part of it, becomes; and what a value does.
 TEXTS = [
     "", "x", "null", "true", "-1", "0", "1e308", ".nan", ".inf", "-.inf", "2**63", "9" * 30, "9" * 400, "1/0", "0x10",
     "8/255", "[]", "{}", "[1, 2]", "{name: x}", "*a", "&a x", "!!bool x", "!!int 1.5", "!!python/object:os.system {}",
