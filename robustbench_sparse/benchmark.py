@@ -326,12 +326,14 @@ def judge_network(
     )
     judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
-    clean = judge.clean()
-    if len(clean) < data.count("test"):
-        return  # it crashed, and the outcome says how
-    if gate is not None:
-        gate(clean)
-    if judge.all_done(attacks) and examination.is_done():
+    done = judge.all_done(attacks) and examination.is_done()
+    if gate is not None or not done:
+        clean = judge.clean()
+        if len(clean) < data.count("test"):
+            return  # it crashed, and the outcome says how
+        if gate is not None:
+            gate(clean)
+    if done:
         judge.tidy()
         examination.tidy()
         return

@@ -28,6 +28,7 @@ from robustbench_sparse.plugins import trust
 from robustbench_sparse.progress import Show, Silent
 from robustbench_sparse.provenance import network_identity
 from robustbench_sparse.runs import RunFolder
+from robustbench_sparse.schema import MOST_NAME
 from robustbench_sparse.stats import wilson
 from robustbench_sparse.suites import SUITES
 from robustbench_sparse.targets import resolve_target
@@ -36,7 +37,6 @@ from robustbench_sparse.variants import LEVELS, difference
 TOLERANCE = 2.0  # points below the expected clean accuracy that still pass
 NEAR_CHANCE = 0.1  # of the way from guessing to perfect
 FEWEST = 20  # images on which a rate near chance says something
-_LONGEST = 100  # characters of a folder's name
 
 
 def evaluate(
@@ -190,7 +190,7 @@ def check_clean(clean: pd.DataFrame, *, classes: int, expected: float | None) ->
 
 
 def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:_LONGEST]
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:MOST_NAME]
 
 
 def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset, seed: int) -> RunFolder:
@@ -209,8 +209,8 @@ def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset
     label = name if (name, seed) not in taken else f"{name} #{identity[:8]}"
     manifest = manifest_of(plan, images, [*kept, {"run_id": run_id, "run": label, "seed": seed}])
     if old is not None:
-        new = {**manifest["table"], "runs": {}, "seeds": []}
-        changed = difference({**old["table"], "runs": {}, "seeds": []}, new) or difference(new, old["table"])
+        before, now = old["table"], manifest["table"]
+        changed = difference(before, now) or difference(now, before)
         if changed or old["dataset"] != manifest["dataset"]:
             raise UserError(
                 f"{folder}: holds evaluations of another kind ({changed or old['dataset']}), which would not stand in "

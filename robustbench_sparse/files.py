@@ -98,6 +98,8 @@ def read_keys(path: Path, keys: Sequence[str], defaults: Mapping[str, Any] | Non
 def read_as(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
     """A JSON object whose keys are there and of the right kind, as it stands in the file; others may stand beside them.
 
+    A key that is missing has the schema's default, if there is one.
+
     Raises:
         UserError: the file is damaged; it says where.
     """
@@ -110,7 +112,11 @@ def read_as(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
         raise UserError(
             f"{path}: damaged: {where}: {one_line(first['msg'])}, got {shown(first['input'])}"
         ) from None
-    return found
+    optional = {name: field for name, field in schema.model_fields.items() if not field.is_required()}
+    return {
+        **{name: field.get_default(call_default_factory=True) for name, field in optional.items()},
+        **found,
+    }
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -255,6 +261,16 @@ def sha256(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' names, types, shapes and values, whatever order they stand in, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

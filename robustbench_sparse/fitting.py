@@ -28,12 +28,7 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
             with torch.device("meta"):
                 defenses = [d.build() for d in run.defenses]
                 model = build_network(run, defenses, data.channels, data.size, data.classes, 0)
-        except (
-            ValueError,
-            RuntimeError,
-            OverflowError,
-            MemoryError,
-        ) as e:  # such as more weights than can be counted
+        except (ValueError, RuntimeError, OverflowError, MemoryError) as e:  # such as too many weights
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
         _check_crops(run, data)

@@ -359,9 +359,8 @@ class Judge:
         """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
         path, parts = self.folder / f"{label}.csv", self.folder / f".{label}.parts"
         if self.is_done(label, key):
-            shutil.rmtree(
-                parts, ignore_errors=True
-            )  # of a process that was killed once the outcome was stored
+            # Left by a process that was killed once the outcome was stored.
+            shutil.rmtree(parts, ignore_errors=True)
             return _read(path)
         marker = parts / "key.json"
         wanted = {"key": key, "batch_size": self.protocol.batch_size}
@@ -387,9 +386,7 @@ class Judge:
                     table = judge(index, x, y)
                 except (UserError, KeyboardInterrupt):
                     raise
-                except (
-                    BaseException
-                ) as e:  # what an attack or a network raises, sys.exit too, is never robustness
+                except BaseException as e:  # what an attack or a network raises is never robustness
                     reason = f"crashed: {type(e).__name__}: {one_line(e)[:200]}"
                     break
                 table["seconds"] = (time.perf_counter() - began) / len(table)

@@ -57,6 +57,7 @@ class _Achieved(BaseModel):
 
 
 class _Counts(BaseModel):
+    # Without a default: counted from the first version on.
     weight_sparsity: float | None
     linear_sparsity: float | None = None
     channel_sparsity: float | None
@@ -69,9 +70,6 @@ class _Counts(BaseModel):
     asked: list[_Achieved] = []
     refused: str = ""
 
-
-# What the counts of a network lack when they were made before these were counted.
-_NOT_COUNTED: dict[str, Any] = {"asked": [], "refused": "", "linear_sparsity": None, "sparse_macs": None}
 
 # Decimals of leaderboard.csv, by kind of column: percentages, and seconds of wall-clock time.
 PERCENT_DECIMALS, SECONDS_DECIMALS = 4, 1
@@ -314,12 +312,12 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         return {**row, "status": "incomplete: training"}
     training = read_as(home / "training.json", _Training)
     row["train_seconds"] = training["train_seconds"]
-    row["train_accuracy"] = training.get("selected", {}).get("train_accuracy")
+    row["train_accuracy"] = training["selected"].get("train_accuracy")
     if training["status"] != "complete":
         return {**row, "status": because(training)}
     problems = []
     if seals.has("sparsity.json"):
-        counted = {**_NOT_COUNTED, **read_as(home / "sparsity.json", _Counts)}
+        counted = read_as(home / "sparsity.json", _Counts)
         if counted["refused"]:
             return {**row, "status": f"refused: {counted['refused']}"}
         row.update({name: counted[name] for name in (*SPARSITIES, *COUNTS)})

@@ -58,8 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "benchmark.json"
     if not path.is_file():
         raise UserError(f"{folder}: no benchmark here (expected {path.name} in it)")
-    found = read_as(path, _Manifest)
-    return {"settings": {}, "certificate": "off", "table": {}, **found}
+    return read_as(path, _Manifest)
 
 
 def check_run_folder(path: Path) -> str:

@@ -15,15 +15,16 @@ import secrets
 import sys
 import types
 from collections.abc import Iterable, Iterator
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attacks.base import SampleRandom, noise_from
+from robustbench_sparse import __version__
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import sha256
+from robustbench_sparse.files import sha256, tensors_hash
 
 OWN = ("attacks", "defenses", "robustbench_sparse")
 # Bases that say nothing about a class: their versions are recorded with the environment.
@@ -42,11 +43,6 @@ PROBES, LARGE = 6, 4096  # random images that a network is asked; a third of the
 DIGITS = 6  # of the largest logit, in float64: far above its rounding, far below what changes a verdict
 
 
-def version() -> str:
-    """The package's version."""
-    return metadata.version("robustbench_sparse")
-
-
 def code_of(objects: Iterable[object]) -> dict[str, str]:
     """What names the code behind plug-ins: ``version``, and ``module:Class`` -> hash of its source, if foreign.
 
@@ -55,7 +51,7 @@ def code_of(objects: Iterable[object]) -> dict[str, str]:
     """
     classes = {o if isinstance(o, type) else type(o) for o in objects}
     found = {f"{c.__module__}:{c.__qualname__}": source_of(c) for c in classes if not is_own(c)}
-    return {"version": version(), **dict(sorted(found.items()))}
+    return {"version": __version__, **dict(sorted(found.items()))}
 
 
 def is_own(cls: type) -> bool:
@@ -89,11 +85,7 @@ def network_identity(model: nn.Module, channels: int, size: int, also: Iterable[
     Raises:
         UserError: the network fails on such images.
     """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(tensors_hash(model.state_dict()).encode())
     classes = {type(m) for m in model.modules()} | {o for o in also if isinstance(o, type)}
     code = code_of(c for c in classes if _top(c.__module__) not in _LIBRARIES)
     for function in (o for o in also if isinstance(o, types.FunctionType)):

@@ -13,8 +13,9 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from robustbench_sparse.certificate.budget import Level
 from robustbench_sparse.errors import UserError, shown
 from robustbench_sparse.files import plain, read_json
 from robustbench_sparse.outcomes import read_manifest
@@ -22,7 +23,7 @@ from robustbench_sparse.plan import Plan
 from robustbench_sparse.plugins import settings_of
 
 MARK = "@"
-LEVELS = ("off", "quick", "full")  # of certificates
+LEVELS = get_args(Level)  # of certificates, from none to the most
 _LONGEST = 80  # characters of a variant's name
 # Keys that change no number: they name no variant.
 _WITHOUT_EFFECT = (
@@ -138,7 +139,7 @@ def fitting(folder: Path, plan: Plan, *, replace: bool) -> Plan:
             "with --variant NAME, or replace the table with --replace"
         )
     asked, there = plan.config.evaluation.certificate, manifest["certificate"]
-    if changed or there not in LEVELS or LEVELS.index(there) <= LEVELS.index(asked):
+    if changed or LEVELS.index(there) <= LEVELS.index(asked):
         return plan
     evaluation = plan.config.evaluation.model_copy(update={"certificate": there})
     return dataclasses.replace(plan, config=plan.config.model_copy(update={"evaluation": evaluation}))

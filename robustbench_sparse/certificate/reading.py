@@ -20,17 +20,8 @@ VERDICTS = (BELIEVABLE, NOT_CHECKED, DOUBTFUL, REFUTED)
 FORMAT = 1
 # As the run's record names them.
 FILES = tuple(f"certificate/{name}" for name in ("certificate.json", "found.csv", "adversarials.safetensors"))
-TEXTS = (
-    "id",
-    "title",
-    "source",
-    "rule",
-    "meaning",
-    "advice",
-    "status",
-    "done",
-    "why",
-)  # of each check's record
+# Of each check's record.
+TEXTS = ("id", "title", "source", "rule", "meaning", "advice", "status", "done", "why")
 SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped"}
 WIDTH = 100
 

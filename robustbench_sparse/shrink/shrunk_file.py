@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_sparse.errors import UserError, one_line
-from robustbench_sparse.files import fill, load_weights, write_atomically
+from robustbench_sparse.files import fill, load_weights, tensors_hash, write_atomically
 from robustbench_sparse.shrink.liveness import MIXING, NORMS
 from robustbench_sparse.stored import network_of
 
@@ -32,7 +30,7 @@ def save_shrunk(path: Path, model: nn.Module, record: Mapping[str, Any]) -> None
             ``factory``, the reference of a function; and ``images``: channels, size and classes.
     """
     tensors = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
-    about = {"format": FORMAT, **record, "widths": widths_of(model), "digest": _digest(tensors)}
+    about = {"format": FORMAT, **record, "widths": widths_of(model), "digest": tensors_hash(tensors)}
     data = save(tensors, {KEY: json.dumps(about, sort_keys=True)})
     write_atomically(path, lambda f: f.write(data))
 
@@ -56,7 +54,7 @@ def load_shrunk(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     weights = load_weights(path)
     try:
-        changed = about["digest"] != _digest(weights)
+        changed = about["digest"] != tensors_hash(weights)
         widths, images = about["widths"], about["images"]
         if model is None and not about.get("run"):
             raise UserError(
@@ -151,13 +149,3 @@ def _cut(layer: nn.Module, inputs: int, outputs: int) -> None:
 
 def _first(part: Tensor) -> nn.Parameter:
     return nn.Parameter(part.detach().clone())
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from attacks import FGSM
 from defenses.enresnet import Noise
+from robustbench_sparse import __version__
 from robustbench_sparse.errors import UserError
-from robustbench_sparse.provenance import code_of, network_identity, version
+from robustbench_sparse.provenance import code_of, network_identity
 
 
 def fresh(name: str) -> ModuleType:
@@ -38,7 +39,7 @@ def write(place: Path, name: str, text: str) -> None:
 
 
 def test_own_classes_are_named_by_the_version() -> None:
-    assert code_of([FGSM(), FGSM]) == {"version": version()}
+    assert code_of([FGSM(), FGSM]) == {"version": __version__}
 
 
 def test_foreign_ones_by_their_source_and_what_it_imports(place: Path) -> None:

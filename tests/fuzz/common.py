@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +44,18 @@ def fault(call: Callable[[], object], pattern: str = "") -> str:
 def _told(e: BaseException) -> str:
     place = traceback.extract_tb(e.__traceback__)[-1]
     return f"{type(e).__name__}: {str(e)[:200]} at {place.filename}:{place.lineno}"
+
+
+def command(description: str | None, count: int, what: str, main: Callable[[int, int], list[str]]) -> None:
+    """A fuzzer as a program: ``--count`` and ``--seed``, a line for every fault, exit code 1 where there is one."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    problems = main(given.count, given.seed)
+    print("\n".join(problems))
+    print(f"{given.count} {what}, {len(problems)} faults")
+    sys.exit(1 if problems else 0)
 
 
 @contextlib.contextmanager

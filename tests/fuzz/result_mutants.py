@@ -7,18 +7,16 @@ line for the user that names a file. Exit code 1 where something else came.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import random
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import fault, watched
+from common import command, fault, watched
 
 from robustbench_sparse import run_benchmark
 from robustbench_sparse.certificate.reading import explain
@@ -161,11 +159,4 @@ def main(count: int, seed: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    problems = main(given.count, given.seed)
-    print("\n".join(problems))
-    print(f"{given.count} damaged folders, {len(problems)} faults")
-    sys.exit(1 if problems else 0)
+    command(__doc__, 1000, "damaged folders", main)

@@ -6,7 +6,6 @@ Each is loaded into a small network. It has to be taken as it is, or refused in 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -14,7 +13,6 @@ import pickle
 import random
 import re
 import struct
-import sys
 import tarfile
 import tempfile
 import warnings
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import fault, watched
+from common import command, fault, watched
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -197,11 +195,4 @@ def main(count: int, seed: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    problems = main(given.count, given.seed)
-    print("\n".join(problems))
-    print(f"{given.count} files of weights, {len(problems)} faults")
-    sys.exit(1 if problems else 0)
+    command(__doc__, 3000, "files of weights", main)
