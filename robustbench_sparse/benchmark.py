@@ -85,7 +85,13 @@ def run_benchmark(
         extra.append(f"evaluation.limit={limit}")
     read = partial(resolve, dict(config)) if isinstance(config, Mapping) else partial(load, Path(config))
     plan = read(changes=extra)
-    plan = variants.named(plan, read() if extra else plan, extra, variant)
+    base: Plan | None = plan
+    if extra:
+        try:
+            base = read()
+        except UserError:  # only the changes make it whole
+            base = None
+    plan = variants.named(plan, base, extra, variant)
     folder = Path(out) / plan.config.name
     plan = variants.fitting(folder, plan, replace=replace)
     runs = _chosen(plan, only)

@@ -94,12 +94,12 @@ def variant_name(changes: Sequence[str]) -> str:
     return name
 
 
-def named(plan: Plan, base: Plan, changes: Sequence[str], variant: str | None) -> Plan:
+def named(plan: Plan, base: Plan | None, changes: Sequence[str], variant: str | None) -> Plan:
     """The plan under its folder's name: the benchmark's own where the changes leave its table as it is.
 
     Args:
         plan: of the changed config.
-        base: of the config as it stands.
+        base: of the config as it stands; None where it makes no plan without the changes.
         changes: ``key.path=value``, as they were given.
         variant: the user's own name for the variant.
 
@@ -108,9 +108,10 @@ def named(plan: Plan, base: Plan, changes: Sequence[str], variant: str | None) -
     """
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_.,=+-]{1,80}", variant):
         raise UserError(f"--variant: expected letters, digits and any of _ . , = + -, got {shown(variant)}")
-    if plan.config.name != base.config.name and variant is None:
+    given = any(change.partition("=")[0] == "name" for change in changes)
+    if variant is None and given and (base is None or plan.config.name != base.config.name):
         return plan  # the change gives the table a name of its own
-    if variant is None and (not changes or table_of(plan) == table_of(base)):
+    if variant is None and base is not None and (not changes or table_of(plan) == table_of(base)):
         return plan
     name = f"{plan.config.name}{MARK}{variant or variant_name(changes)}"
     return dataclasses.replace(plan, config=plan.config.model_copy(update={"name": name}))

@@ -102,6 +102,9 @@ def test_where_a_changed_config_goes() -> None:
     assert folder("train.epochs=5") == "b@train.epochs=5"
     assert folder("train.epochs=5", variant="mine") == "b@mine"
     assert folder("name=other", "train.epochs=5") == "other"
+    assert folder("name=b", "train.epochs=5") == "b@name=b,train.epochs=5", (
+        "the benchmark's own name is no other one"
+    )
     with pytest.raises(UserError, match="--variant: expected letters"):
         folder("train.epochs=5", variant="../x")
     assert not Path("b").exists()

@@ -250,6 +250,14 @@ def test_a_change_without_effect_is_no_trial(trained: Path) -> None:
     assert after.keys() == before.keys()
 
 
+def test_a_change_may_complete_a_file_that_is_none_without_it(tmp_path: Path) -> None:
+    benchmark_file(tmp_path, runs={"natural": {}}, train={"batch_size": 256, "selection": "last"})
+    assert "the key 'epochs' is missing" in run_it(tmp_path).stderr
+    done = run_it(tmp_path, "--set", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "written: results/own@train.epochs=1/leaderboard.csv" in done.stderr
+
+
 def test_a_changed_file_may_add_and_may_not_change(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "results", tmp_path / "results")
     runs: dict[str, Any] = {"natural": {}, "other": {"train": {"epochs": 1}}}
