@@ -18,8 +18,8 @@ from benchmarks.images import find_root
 from benchmarks.lines import Line
 from benchmarks.sizes import CPU, CUDA, QUICK
 from benchmarks.table import ROWS
-from robustbench_sparse.environment import describe
-from robustbench_sparse.errors import one_line
+from robustbench_sparse.foundation.environment import describe
+from robustbench_sparse.foundation.errors import one_line
 
 FOLDER = Path("results/benchmarks")
 

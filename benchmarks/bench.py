@@ -18,8 +18,8 @@ from benchmarks import images
 from benchmarks.sizes import Sizes
 from benchmarks.training import plan, train
 from robustbench_sparse.data import Dataset, PreparedData
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.train import on_device
+from robustbench_sparse.engine.fast import FastNetwork
+from robustbench_sparse.models.build import on_device
 
 Which = Literal["natural", "pgd_at"]
 SEED = 0

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robustbench_sparse.files import write_json
-from robustbench_sparse.leaderboard import COUNTS, SPARSITIES, fold
-from robustbench_sparse.paired import ranks
-from robustbench_sparse.seals import seal
+from robustbench_sparse.config.columns import COUNTS, SPARSITIES
+from robustbench_sparse.foundation.files import write_json
+from robustbench_sparse.foundation.paired import ranks
+from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.runs.seals import seal
 
 THREAT = {"norm": "linf", "eps": 0.1}
 

@@ -9,8 +9,8 @@ import time
 import torch
 
 from benchmarks.training import plan
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.train import build_network
+from robustbench_sparse.engine.fast import FastNetwork
+from robustbench_sparse.models.build import build_network
 
 
 def main(settings: str) -> None:
@@ -18,7 +18,7 @@ def main(settings: str) -> None:
     given = json.loads(settings)
     device = torch.device(given["device"])
     run = plan(given["model"], {"epochs": 1}, [])
-    model = build_network(run, [], 3, 32, 10, seed=0).to(device).eval()
+    model = build_network(run.model, [], 3, 32, 10, seed=0).to(device).eval()
     x = torch.rand(given["batch"], 3, 32, 32, device=device)
     fast = FastNetwork(model, precision="bf16", compile=given["compile"])
     began = time.perf_counter()

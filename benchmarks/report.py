@@ -14,8 +14,8 @@ from rich.table import Table
 
 from benchmarks.lines import Line, number
 from benchmarks.timing import Spread
-from robustbench_sparse.environment import processor
-from robustbench_sparse.files import write_text
+from robustbench_sparse.foundation.environment import processor
+from robustbench_sparse.foundation.files import write_text
 
 HEADS = ("what", "ours", "peer", "ratio", "target", "verdict agreement")
 

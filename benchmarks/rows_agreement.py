@@ -10,7 +10,7 @@ from benchmarks.bench import Bench, Which
 from benchmarks.lines import Line, Target
 from benchmarks.timing import Spread, clock
 from benchmarks.training import THREAT
-from robustbench_sparse.fast import attack_and_confirm
+from robustbench_sparse.engine.fast import attack_and_confirm
 
 
 def agreement(bench: Bench, budget: float) -> list[Line]:

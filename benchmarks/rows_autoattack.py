@@ -11,7 +11,7 @@ from benchmarks.bench import Bench
 from benchmarks.lines import Line, Target, absent, faster
 from benchmarks.timing import Side, interleave
 from benchmarks.training import THREAT
-from robustbench_sparse.fast import attack_and_confirm
+from robustbench_sparse.engine.fast import attack_and_confirm
 
 # torchattacks 3.5.1 gives APGD and FAB 10 steps in its ensemble, where the paper has 100; equal work is compared first.
 PEERS_STEPS = 10

@@ -12,7 +12,7 @@ from benchmarks import peers
 from benchmarks.bench import Bench
 from benchmarks.lines import Line, absent, faster, number
 from benchmarks.timing import Side, interleave
-from robustbench_sparse.fast import attack_and_confirm
+from robustbench_sparse.engine.fast import attack_and_confirm
 
 THREAT = Threat(norm="l2", eps=math.inf)
 

@@ -14,8 +14,8 @@ from benchmarks.bench import Bench
 from benchmarks.lines import Line, dearer
 from benchmarks.timing import Side, interleave
 from benchmarks.training import plan
-from defenses.draws import BatchRandom
-from robustbench_sparse.train import build_network, on_device
+from defenses.robust.draws import BatchRandom
+from robustbench_sparse.models.build import build_network, on_device
 
 MEMBERS = 5
 
@@ -73,7 +73,7 @@ def _network(bench: Bench, defenses: list[dict[str, object]]) -> nn.Module:
     run = plan(bench.sizes.model, {"epochs": 1}, defenses)
     built = [d.build() for d in run.defenses]
     data = bench.dataset
-    model = build_network(run, built, data.channels, data.size, len(data.classes), seed=0)
+    model = build_network(run.model, built, data.channels, data.size, len(data.classes), seed=0)
     return on_device(model, bench.device).train()
 
 

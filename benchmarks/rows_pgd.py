@@ -13,7 +13,7 @@ from benchmarks.bench import Bench, Which
 from benchmarks.lines import Line, absent, faster
 from benchmarks.timing import Side, interleave
 from benchmarks.training import THREAT
-from robustbench_sparse.fast import attack_and_confirm
+from robustbench_sparse.engine.fast import attack_and_confirm
 
 ALPHA = 2 / 255
 

@@ -15,7 +15,7 @@ from benchmarks.timing import Side, interleave
 from defenses import RGSM
 from defenses.base import Step, conv_weights
 from defenses.regularisers import group_norms
-from robustbench_sparse.train import on_device
+from robustbench_sparse.models.build import on_device
 
 BETA = 1.0
 

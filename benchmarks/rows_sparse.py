@@ -12,13 +12,13 @@ from benchmarks.stepper import LR, Build, Stepper, minibatch, no_images, sgd
 from benchmarks.timing import Side, Spread, interleave
 from defenses import RVSM, AdaBreg, Defense, L1FilterPrune, LinBreg, ProxSGD, Step
 from defenses.base import conv_weights, prunable
+from robustbench_sparse.config.plugins import build
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
-from robustbench_sparse.plugins import build
-from robustbench_sparse.shrink import shrink_network
-from robustbench_sparse.shrink.proof import same_logits
-from robustbench_sparse.sparsity import count_macs, zero_shares
-from robustbench_sparse.train import on_device
+from robustbench_sparse.models.build import on_device
+from robustbench_sparse.sparsity.counting import count_macs, zero_shares
+from robustbench_sparse.sparsity.shrink.proof import same_logits
+from robustbench_sparse.sparsity.shrink.surgery import shrink_network
 
 LAM = 1e-4  # small enough that a network trained without it keeps most of its weights
 

@@ -18,13 +18,13 @@ from attacks import PGD
 from attacks.base import SampleRandom, Threat, noise_from
 from benchmarks.timing import Side, interleave
 from defenses import EnResNet
-from defenses.draws import BatchRandom
-from robustbench_sparse.environment import describe
-from robustbench_sparse.fast import FastNetwork, FastTraining
-from robustbench_sparse.files import write_text
+from defenses.robust.draws import BatchRandom
+from robustbench_sparse.engine.fast import FastNetwork, FastTraining
+from robustbench_sparse.foundation.environment import describe
+from robustbench_sparse.foundation.files import write_text
 from robustbench_sparse.models import MODELS
-from robustbench_sparse.sparsity import count_macs
-from robustbench_sparse.train import on_device
+from robustbench_sparse.models.build import on_device
+from robustbench_sparse.sparsity.counting import count_macs
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"

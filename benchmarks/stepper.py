@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from attacks.base import Threat
 from benchmarks.bench import Bench
 from defenses.base import Defense, Step
-from robustbench_sparse.fast import FastTraining
-from robustbench_sparse.train import on_device
+from robustbench_sparse.engine.fast import FastTraining
+from robustbench_sparse.models.build import on_device
 
 LR = 0.01
 Build = Callable[[nn.Module], torch.optim.Optimizer]

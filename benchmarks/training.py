@@ -12,11 +12,11 @@ from torch import nn
 
 from attacks.base import Threat
 from benchmarks.timing import clock
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.plan import RunPlan
 from robustbench_sparse.data import PreparedData
-from robustbench_sparse.plan import RunPlan
-from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.train import Trainer
+from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.training.trainer import Trainer
 
 THREAT = Threat(norm="linf", eps=8 / 255)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from defenses.adabreg import AdaBreg
-from defenses.admm import ADMM
 from defenses.base import (
     Asked,
     Defense,
@@ -17,18 +15,6 @@ from defenses.base import (
     overrides,
     prunable,
 )
-from defenses.broken import Broken
-from defenses.clip import CLIP
-from defenses.controller import Controlled
-from defenses.enresnet import EnResNet, Ensemble
-from defenses.hold_zeros import HoldZeros
-from defenses.l1_filter_prune import L1FilterPrune
-from defenses.lasso import Lasso
-from defenses.linbreg import LinBreg
-from defenses.magnitude_prune import MagnitudePrune
-from defenses.network_slimming import NetworkSlimming
-from defenses.pgd_at import PGDAT
-from defenses.proxsgd import ProxSGD
 from defenses.regularisers import (
     GROUP_REGULARISERS,
     L0,
@@ -46,13 +32,27 @@ from defenses.regularisers import (
     make_regulariser,
     prox_many,
 )
-from defenses.rgsm import RGSM
-from defenses.rvscgd import RVSCGD
-from defenses.rvsm import RVSM
-from defenses.sparse_init import SparseInit, sparse_init
-from defenses.spectral_penalty import SpectralPenalty
-from defenses.splitting import Splitting
-from defenses.target_sparsity import TargetSparsity
+from defenses.robust.broken import Broken
+from defenses.robust.clip import CLIP
+from defenses.robust.controller import Controlled
+from defenses.robust.enresnet import EnResNet, Ensemble
+from defenses.robust.pgd_at import PGDAT
+from defenses.robust.spectral_penalty import SpectralPenalty
+from defenses.sparse.adabreg import AdaBreg
+from defenses.sparse.admm import ADMM
+from defenses.sparse.hold_zeros import HoldZeros
+from defenses.sparse.l1_filter_prune import L1FilterPrune
+from defenses.sparse.lasso import Lasso
+from defenses.sparse.linbreg import LinBreg
+from defenses.sparse.magnitude_prune import MagnitudePrune
+from defenses.sparse.network_slimming import NetworkSlimming
+from defenses.sparse.proxsgd import ProxSGD
+from defenses.sparse.rgsm import RGSM
+from defenses.sparse.rvscgd import RVSCGD
+from defenses.sparse.rvsm import RVSM
+from defenses.sparse.sparse_init import SparseInit, sparse_init
+from defenses.sparse.splitting import Splitting
+from defenses.sparse.target_sparsity import TargetSparsity
 
 DEFENSES: dict[str, type[Defense]] = {
     "broken": Broken,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from robustbench_sparse.shadows import refuse_shadows
+from robustbench_sparse.foundation.shadows import refuse_shadows
 
 if TYPE_CHECKING:
     from robustbench_sparse.benchmark import run_benchmark

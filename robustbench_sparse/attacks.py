@@ -9,7 +9,7 @@ from typing import Any
 
 import attacks
 from attacks import *  # noqa: F403
-from robustbench_sparse.aliases import alias_modules
+from robustbench_sparse.foundation.aliases import alias_modules
 
 __all__ = attacks.__all__
 

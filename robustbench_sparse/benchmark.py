@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace as changed
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
 
-from attacks.base import is_stochastic
-from robustbench_sparse import leaderboard, variants
-from robustbench_sparse.certificate.examination import Examination
-from robustbench_sparse.config import load, resolve
-from robustbench_sparse.data.base import DataError, Dataset
+from robustbench_sparse.config.load import load, resolve
+from robustbench_sparse.config.plan import Plan, RunPlan
+from robustbench_sparse.config.yaml_reader import read as read_yaml
+from robustbench_sparse.data.base import Dataset
+from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.devices import choose_device, cpu_threads
-from robustbench_sparse.errors import UserError, check_runs_exist, contained, one_line
-from robustbench_sparse.files import locked, plain, sha256, write_json
-from robustbench_sparse.fitting import check_runs
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import Plan, RunPlan
-from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.relatives import Relative, Relatives, parent_of, twin_of
-from robustbench_sparse.runs import RunFolder, locate
-from robustbench_sparse.sparsity import count_macs
-from robustbench_sparse.speed import Speed, for_attacks, recorded
-from robustbench_sparse.stored import rebuilt
-from robustbench_sparse.streams import derive
-from robustbench_sparse.train import Trainer, on_device
-from robustbench_sparse.yaml_numbers import read as read_yaml
+from robustbench_sparse.foundation.devices import choose_device, cpu_threads
+from robustbench_sparse.foundation.errors import UserError, check_runs_exist, contained
+from robustbench_sparse.foundation.files import locked, sha256, write_json
+from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.judging.relatives import Relative, Relatives, parent_of, twin_of
+from robustbench_sparse.models.build import on_device
+from robustbench_sparse.reporting import tables
+from robustbench_sparse.runs import variants
+from robustbench_sparse.runs.folder import RunFolder, locate
+from robustbench_sparse.runs.manifest import manifest_of
+from robustbench_sparse.runs.rebuild import rebuilt
+from robustbench_sparse.training.preflight import check_runs
+from robustbench_sparse.training.trainer import Trainer
+from robustbench_sparse.verdict import judge_network
 
 FOLDING_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as folding it
 
@@ -96,8 +92,8 @@ def run_benchmark(
     plan = variants.fitting(folder, plan, replace=replace)
     runs = _chosen(plan, only)
     target = choose_device(device)
-    dataset = load_dataset(plan, data_root)
-    data = prepare_data(plan, dataset, target)
+    dataset = load_dataset(plan.dataset, data_root)
+    data = plan.prepare(dataset, target)
     _check_fit(config, runs, data, plan)
 
     with locked(folder), cpu_threads(plan.config.threads):
@@ -114,9 +110,9 @@ def run_benchmark(
             began = time.monotonic()
             if number < len(rows) and began >= due:
                 with contextlib.suppress(UserError):  # a row to come may need mending first
-                    leaderboard.write(folder)
+                    tables.write(folder)
                 due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
-        return leaderboard.write(folder)
+        return tables.write(folder)
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:
@@ -138,32 +134,6 @@ def _check_fit(
             raise UserError(f"{config}:{line}: {e}") from None
 
 
-def load_dataset(plan: Plan, data_root: str | Path | None) -> Dataset:
-    """The plan's data set; UserError where it is missing or damaged."""
-    root = Path(data_root) if data_root is not None else None
-    if root is not None and not root.is_dir():
-        raise UserError(f"--data-root {root}: no such folder")
-    try:
-        return plan.dataset.load(root, None)
-    except DataError as e:
-        raise UserError(f"data: {e}") from None
-
-
-def prepare_data(plan: Plan, dataset: Dataset, device: torch.device) -> PreparedData:
-    """The data set split, cut and moved as the plan says; UserError where it is too small for that."""
-    c = plan.config
-    try:
-        return PreparedData(
-            dataset,
-            validation=c.validation,
-            device=device,
-            train_limit=c.train_limit,
-            test_limit=c.evaluation.limit,
-        )
-    except ValueError as e:
-        raise UserError(f"data: {one_line(e)}") from None
-
-
 def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:
     runs = [
         {"run_id": locate(folder, plan, run, seed, dataset).run_id, "run": run.label, "seed": seed}
@@ -171,22 +141,6 @@ def _write_manifest(folder: Path, plan: Plan, dataset: Dataset) -> None:
         for seed in plan.config.seeds
     ]
     write_json(folder / "benchmark.json", manifest_of(plan, dataset, runs))
-
-
-def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the leaderboard is folded by: the attacks, the threat and the rows, ``run_id``, ``run``, ``seed`` each."""
-    return {
-        "name": plan.config.name,
-        "source": plan.config.source,
-        "dataset": dataset.label,
-        "attacks": [a.label for a in plan.attacks],
-        "settings": {a.label: plain(a.record()) for a in plan.attacks},
-        "threat": plan.config.threat.model_dump(),
-        "certificate": plan.config.evaluation.certificate,
-        "table": variants.table_of(plan),
-        "runs": runs,
-        "published": plan.published,
-    }
 
 
 def _train(place: RunFolder, plan: Plan, run: RunPlan, data: PreparedData, show: Show) -> None:
@@ -283,74 +237,3 @@ def _evaluate(
         f"{run.label} s{place.seed}" if len(plan.config.seeds) > 1 else run.label,
         kin,
     )
-
-
-def judge_network(
-    model: nn.Module,
-    plan: Plan,
-    data: PreparedData,
-    folder: Path,
-    seed: int,
-    identity: str,
-    show: Show,
-    title: str,
-    kin: Relatives | None = None,
-    gate: Callable[[pd.DataFrame], None] | None = None,
-) -> None:
-    """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
-
-    Args:
-        model: the network in eval mode, on the data's device.
-        plan: holds the attacks and how to judge.
-        data: holds the test images.
-        folder: the run's.
-        seed: the run's.
-        identity: names the weights and the data set.
-        show, title: where progress goes, and under which name.
-        kin: other networks that some attacks and checks need.
-        gate: sees the verdicts on clean images before anything is attacked, and may raise.
-    """
-    c, kin = plan.config.evaluation, kin or Relatives()
-    attacks = [kin.bound(a) for a in plan.attacks]
-    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
-
-    def choose() -> Speed:
-        random = is_stochastic(model)
-        passes = sum(a.attack.cost * (int(getattr(a.attack, "eot", 1)) if random else 1) for a in attacks)
-        work = float(passes) * data.count("test") * count_macs(model, data.channels, data.size)
-        size = None if c.batch_size == "auto" else c.batch_size
-        return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
-
-    asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
-    with contained(f"{title}: measuring its speed"):
-        speed = recorded(folder / "speed.json", asked, choose)
-    protocol = Protocol(
-        seed=derive(seed, "evaluation"),
-        batch_size=speed.batch_size,
-        draws=c.draws,
-        precision=speed.precision,
-    )
-    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
-    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
-    done = judge.all_done(attacks) and examination.is_done()
-    if gate is not None or not done:
-        clean = judge.clean()
-        if len(clean) < data.count("test"):
-            return  # it crashed, and the outcome says how
-        if gate is not None:
-            gate(clean)
-    if done:
-        judge.tidy()
-        examination.tidy()
-        return
-    with contained(f"{title}: compiling it"):
-        stand_in, note = speed.stand_in(model, x[: speed.batch_size])
-    if note:
-        show.note(f"{title}: {note}")
-    if stand_in is None:
-        protocol = changed(protocol, precision="fp32")
-    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
-    judge.everything(attacks)
-    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
-    examination.make()
-    examination.tidy()

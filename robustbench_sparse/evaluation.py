@@ -13,26 +13,27 @@ import pandas as pd
 import torch
 from torch import nn
 
-from robustbench_sparse import leaderboard
-from robustbench_sparse.benchmark import judge_network, load_dataset, manifest_of, prepare_data
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.config.plugins import trust
+from robustbench_sparse.config.schema import LEVELS, MOST_NAME, NetworkConfig
+from robustbench_sparse.config.suites import SUITES
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import Dataset
+from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.devices import choose_device
-from robustbench_sparse.errors import UserError, contained, one_line
-from robustbench_sparse.files import locked, write_json
-from robustbench_sparse.outcomes import read_manifest
-from robustbench_sparse.plan import Plan
-from robustbench_sparse.plugins import trust
-from robustbench_sparse.progress import Show, Silent
-from robustbench_sparse.provenance import network_identity
-from robustbench_sparse.runs import RunFolder
-from robustbench_sparse.schema import MOST_NAME
-from robustbench_sparse.stats import wilson
-from robustbench_sparse.suites import SUITES
-from robustbench_sparse.targets import resolve_target
-from robustbench_sparse.variants import LEVELS, difference
+from robustbench_sparse.foundation.devices import choose_device
+from robustbench_sparse.foundation.errors import UserError, contained, one_line
+from robustbench_sparse.foundation.files import locked, write_json
+from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.reporting import tables
+from robustbench_sparse.runs.folder import RunFolder
+from robustbench_sparse.runs.manifest import manifest_of, read_manifest
+from robustbench_sparse.runs.provenance import network_identity
+from robustbench_sparse.runs.targets import resolve_target
+from robustbench_sparse.runs.variants import difference
+from robustbench_sparse.verdict import judge_network
 
 TOLERANCE = 2.0  # points below the expected clean accuracy that still pass
 NEAR_CHANCE = 0.1  # of the way from guessing to perfect
@@ -108,13 +109,10 @@ def evaluate(
         "threat": threat,
         "attacks": {k: dict(v) if isinstance(v, Mapping) else v for k, v in attacks.items()},
         "evaluation": {"limit": limit},
-        # No training here; the schema wants a row, and the judge does not read it.
-        "train": {"epochs": 1, "selection": "last"},
-        "runs": {"network": {"model": {"name": "mlp"}}},
     }
-    plan = resolve(raw, name="evaluate", changes=changes)
-    images = load_dataset(plan, data_root)
-    data = prepare_data(plan, images, chosen)
+    plan = resolve(raw, name="evaluate", changes=changes, schema=NetworkConfig)
+    images = load_dataset(plan.dataset, data_root)
+    data = plan.prepare(images, chosen)
     _check_fit(model, data)
     identity = network_identity(model.cpu().eval(), data.channels, data.size, [found.factory])
     model = model.eval().to(chosen)
@@ -130,7 +128,7 @@ def evaluate(
             gate = partial(check_clean, classes=data.classes, expected=expect_clean)
             known = f"{identity}/{images.fingerprint}"
             judge_network(model, plan, data, place.path, seed, known, show, place.label, gate=gate)
-            return leaderboard.write(folder)
+            return tables.write(folder)
 
 
 def _check_fit(model: nn.Module, data: PreparedData) -> None:
@@ -209,7 +207,8 @@ def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset
     label = name if (name, seed) not in taken else f"{name} #{identity[:8]}"
     manifest = manifest_of(plan, images, [*kept, {"run_id": run_id, "run": label, "seed": seed}])
     if old is not None:
-        before, now = old["table"], manifest["table"]
+        # Older folders name a row there, which nothing was trained for.
+        before, now = ({k: v for k, v in m["table"].items() if k != "runs"} for m in (old, manifest))
         changed = difference(before, now) or difference(now, before)
         if changed or old["dataset"] != manifest["dataset"]:
             raise UserError(

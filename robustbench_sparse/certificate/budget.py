@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-Level = Literal["off", "quick", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)

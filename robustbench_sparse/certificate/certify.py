@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from attacks.base import Threat
-from robustbench_sparse.certificate import (
-    active_test,
+from robustbench_sparse.certificate.budget import BUDGETS
+from robustbench_sparse.certificate.checks import (
     attack_records,
     gradients,
     indicators,
@@ -27,15 +27,21 @@ from robustbench_sparse.certificate import (
     seeds_and_data,
     sparsity_records,
 )
-from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.check import Check, Finding
-from robustbench_sparse.certificate.reading import FILES, FORMAT, verdict_of
+from robustbench_sparse.certificate.checks import binarization as active_test
+from robustbench_sparse.certificate.finding import Check, Finding
 from robustbench_sparse.certificate.subject import Found, Subject
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.errors import one_line
-from robustbench_sparse.files import load_weights, read_json, save_weights, write_atomically, write_json
-from robustbench_sparse.progress import Show
-from robustbench_sparse.seals import Seals
+from robustbench_sparse.foundation.errors import one_line
+from robustbench_sparse.foundation.files import (
+    load_weights,
+    read_json,
+    save_weights,
+    write_atomically,
+    write_json,
+)
+from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.runs.certificate_record import FILES, FORMAT, verdict_of
+from robustbench_sparse.runs.seals import Seals
 
 IMAGE_SEED = 20_004  # a constant: all rows of a benchmark are examined on the same images
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from attacks.base import Threat, is_stochastic
-from robustbench_sparse.certificate.budget import BUDGETS, Level
+from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
-from robustbench_sparse.certificate.seeds_and_data import facts_of
+from robustbench_sparse.certificate.checks.seeds_and_data import facts_of
 from robustbench_sparse.certificate.subject import Context, Subject
-from robustbench_sparse.files import plain, read_json
-from robustbench_sparse.judge import Judge
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.provenance import code_of
-from robustbench_sparse.relatives import Relatives
-from robustbench_sparse.stored import has_recipe
+from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.config.schema import Level
+from robustbench_sparse.foundation.files import plain, read_json
+from robustbench_sparse.judging.judge import Judge
+from robustbench_sparse.judging.relatives import Relatives
+from robustbench_sparse.runs.provenance import code_of
+from robustbench_sparse.runs.rebuild import has_recipe
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from attacks.base import (
 )
 from attacks.pgd import PGD
 from robustbench_sparse.certificate.budget import Budget
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.fast import FastNetwork, logits_in_parts, unconfirmed
-from robustbench_sparse.judge import inside
-from robustbench_sparse.paired import interval
-from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.engine.fast import FastNetwork, logits_in_parts, unconfirmed
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.paired import interval
+from robustbench_sparse.judging.judge import inside
 
 
 @dataclass(frozen=True)

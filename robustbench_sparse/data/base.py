@@ -99,9 +99,3 @@ class DatasetSpec(ABC):
 def data_root(root: Path | None) -> Path:
     """The folder of the data sets: the argument, $RBS_DATA, or ``data`` in the working directory."""
     return (root or Path(os.environ.get("RBS_DATA") or "data")).expanduser().absolute()
-
-
-def cache_folder(cache: Path | None) -> Path:
-    """The folder of decoded images: the argument, $RBS_CACHE, or ``~/.cache/robustbench_sparse``."""
-    default = os.environ.get("RBS_CACHE") or "~/.cache/robustbench_sparse"
-    return (cache or Path(default)).expanduser().absolute()

@@ -14,11 +14,12 @@ import PIL
 import torch
 
 from attacks.base import check
-from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, cache_folder, data_root
+from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, data_root
 from robustbench_sparse.data.bounded import MIB, check_regular
 from robustbench_sparse.data.cache import read_cache, write_cache
 from robustbench_sparse.data.decode import decode_images
 from robustbench_sparse.data.layout import FolderFiles, ZipFiles, arrange
+from robustbench_sparse.foundation.files import cache_folder
 
 log = logging.getLogger(__name__)
 

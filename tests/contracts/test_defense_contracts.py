@@ -32,7 +32,7 @@ from defenses import (
     Splitting,
     TargetSparsity,
 )
-from robustbench_sparse.optim import AdaBreg, LinBreg, ProxSGD
+from robustbench_sparse.config.optimizers import AdaBreg, LinBreg, ProxSGD
 
 # At these settings a defense is natural training, bit for bit.
 ZERO: dict[str, list[Defense]] = {

@@ -21,8 +21,8 @@ from defenses import (
     NetworkSlimming,
     prunable,
 )
-from defenses.masks import Masked
-from robustbench_sparse.optim import (
+from defenses.sparse.masks import Masked
+from robustbench_sparse.config.optimizers import (
     OPTIMISERS,
     SCHEDULES,
     SGD,
@@ -38,7 +38,7 @@ from robustbench_sparse.optim import (
     ProxSGD,
     ScheduleSpec,
 )
-from robustbench_sparse.sparsity import zero_shares
+from robustbench_sparse.sparsity.counting import zero_shares
 
 SPECS: dict[str, list[OptimiserSpec]] = {
     "sgd": [SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), SGD(lr=0.1, momentum=0.5, nesterov=True)],

@@ -27,9 +27,9 @@ from defenses import (
     NetworkSlimming,
     prunable,
 )
-from robustbench_sparse.claims import against_asked, refusal
-from robustbench_sparse.optim import Adam, OptimiserSpec
-from robustbench_sparse.sparsity import count_layers, zero_shares
+from robustbench_sparse.config.optimizers import Adam, OptimiserSpec
+from robustbench_sparse.sparsity.claims import against_asked, refusal
+from robustbench_sparse.sparsity.counting import count_layers, zero_shares
 
 SPARSE = [param for param in cases(STRONG) if param.values[0].defense.sparsifies] + cases(
     {"target_sparsity": STRONG["target_sparsity"]}

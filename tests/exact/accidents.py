@@ -13,13 +13,13 @@ from attacks import ATTACKS
 from attacks.base import Attack, RandomModule, Threat
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.config.plugins import build
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.plugins import build
-from robustbench_sparse.progress import Silent
+from robustbench_sparse.engine.fast import FastNetwork
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
 
 PIXELS, EPS, COUNT = 16, 8.4 / 255, 12  # a radius whose steps leave the 8-bit grid
 THREAT = Threat(eps=EPS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks import PGD
 from attacks.base import Threat
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.check import Check, Finding
+from robustbench_sparse.certificate.finding import Check, Finding
 from robustbench_sparse.certificate.subject import Context, Subject
 
 EPS, FIRST, CLASSES = 0.15, 1400, 10

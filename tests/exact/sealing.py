@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustbench_sparse.seals import seal
+from robustbench_sparse.runs.seals import seal
 
 
 def sealed(folder: Path) -> Path:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from attacks import Threat
 from attacks.from_torchattacks import GIVEN, NORMS, REFUSED, FromTorchattacks, seed_of
-from robustbench_sparse.benchmark import load_dataset
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.config.plugins import settings_of
+from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.errors import UserError
 from robustbench_sparse.evaluation import evaluate
-from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import Judge, PassCounter, Protocol
-from robustbench_sparse.plan import Plan
-from robustbench_sparse.plugins import settings_of
-from robustbench_sparse.progress import Silent
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import read_json
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, PassCounter, Protocol
 
 EPS = {"linf": 0.1, "l2": 1.0}
 QUICK: dict[str, dict[str, Any]] = {
@@ -351,7 +351,7 @@ def test_a_config_that_does_not_fit_names_the_key(entry: Any, message: str) -> N
 
 def test_judged_on_digits_and_the_batch_size_belongs_to_the_outcome(tmp_path: Path) -> None:
     plan = benchmark({"name": "torchattacks:PGD", "steps": 3})
-    data = PreparedData(load_dataset(plan, None), validation=0, test_limit=60)
+    data = PreparedData(load_dataset(plan.dataset, None), validation=0, test_limit=60)
     net, _, _ = digits()
 
     def judge(batch_size: int) -> Judge:

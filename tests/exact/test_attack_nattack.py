@@ -14,7 +14,7 @@ from attacks.base import Norm, RandomModule
 from attacks.iterate import Best
 from attacks.losses import margin
 from attacks.nattack import NAttack
-from robustbench_sparse.judge import PassCounter
+from robustbench_sparse.judging.judge import PassCounter
 
 NORMS: list[Norm] = ["linf", "l2"]
 

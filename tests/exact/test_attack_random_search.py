@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks import SampleRandom, Threat
 from attacks.base import Norm, RandomModule
 from attacks.random_search import RandomSearch, margins_of, to_show
-from robustbench_sparse.judge import PassCounter
+from robustbench_sparse.judging.judge import PassCounter
 
 NORMS: list[Norm] = ["linf", "l2"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks import Threat
 from attacks.base import Norm, RandomModule, SampleRandom
 from attacks.square import Square, _pattern, _tiles, _two_windows, _window
-from robustbench_sparse.judge import PassCounter
+from robustbench_sparse.judging.judge import PassCounter
 
 NORMS: list[Norm] = ["linf", "l2"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack, SampleRandom, Threat
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.progress import Silent
+from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
 from tests.exact.accidents import EPS, THREAT, Linear, data, judged, prepared, subject, tensors, truth
 
 # Candidates that are no images ----------------------------------------------------------------------------

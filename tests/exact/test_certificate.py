@@ -16,22 +16,22 @@ from attacks import PGD
 from robustbench_sparse.certificate import certify as runner
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.certify import CHECKS, certify, is_stored
-from robustbench_sparse.certificate.check import Check, Finding, ruled, skipped
-from robustbench_sparse.certificate.reading import (
+from robustbench_sparse.certificate.finding import Check, Finding, ruled, skipped
+from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.reporting.explain import explain
+from robustbench_sparse.reporting.leaderboard import aggregate, fold
+from robustbench_sparse.runs.certificate_record import (
     BELIEVABLE,
     DOUBTFUL,
     NOT_CHECKED,
     REFUTED,
-    explain,
     read_certificate,
     verdict_of,
     worst_verdict,
 )
-from robustbench_sparse.certificate.subject import Subject
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import aggregate, fold
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.seals import seal
+from robustbench_sparse.runs.seals import seal
 from tests.exact.certificate_subjects import outcome, subject, trained
 
 LISTED = [

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from attacks.losses import margin
 from robustbench_sparse.certificate import certify
-from robustbench_sparse.certificate.backward import agreement, bpda, killers, liars
-from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.indicators import Recorder
-from robustbench_sparse.certificate.noise import _pass
-from robustbench_sparse.certificate.rewiring import copied
+from robustbench_sparse.certificate.checks.indicators import Recorder
+from robustbench_sparse.certificate.checks.noise import _pass
+from robustbench_sparse.certificate.finding import Finding
+from robustbench_sparse.certificate.probes.backward import agreement, bpda, killers, liars
+from robustbench_sparse.certificate.probes.rewiring import copied
+from robustbench_sparse.certificate.probes.surrogates import in_float64
 from robustbench_sparse.certificate.subject import Subject
-from robustbench_sparse.certificate.surrogates import in_float64
-from robustbench_sparse.fast import FastNetwork
+from robustbench_sparse.engine.fast import FastNetwork
 from tests.exact.accidents import (
     EPS,
     THREAT,

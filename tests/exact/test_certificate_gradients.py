@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from attacks import PGD
 from attacks.base import RandomModule, Threat
-from robustbench_sparse.certificate import gradients, jumps, outputs
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.jumps import EvolutionStrategy
+from robustbench_sparse.certificate.checks import gradients, jumps, outputs
+from robustbench_sparse.certificate.checks.jumps import EvolutionStrategy
+from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Context, Subject
-from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.config.plan import AttackPlan
 from tests.exact.certificate_subjects import After, Before, Wrong
 
 CHECKS = (*gradients.CHECKS, *outputs.CHECKS, *jumps.CHECKS)

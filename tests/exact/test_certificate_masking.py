@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import FGSM, PGD, Attack, SampleRandom, Threat
-from robustbench_sparse.certificate import masking
-from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.masking import CHECKS
+from robustbench_sparse.certificate.checks import masking
+from robustbench_sparse.certificate.checks.masking import CHECKS
+from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Subject
-from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.config.plan import AttackPlan
 from tests.exact.certificate_subjects import (
     EPS,
     After,

@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attacks.base import NoiseOff, RandomModule, Threat
-from robustbench_sparse.certificate import noise
 from robustbench_sparse.certificate.budget import BUDGETS, Budget
-from robustbench_sparse.certificate.check import Finding
+from robustbench_sparse.certificate.checks import noise
+from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Subject
 
 THREAT = Threat(norm="linf", eps=0.1)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.autograd import grad as taken_by_another_name
 
 from attacks import APGD, FGSM, PGD, Attack, SampleRandom, Threat
-from robustbench_sparse.certificate import active_test, indicators, objective
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.check import Finding
+from robustbench_sparse.certificate.checks import binarization as active_test
+from robustbench_sparse.certificate.checks import indicators, objective
+from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Context, Subject
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.plan import AttackPlan
+from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.engine.fast import FastNetwork
 
 LINF, L2 = Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.6)
 CHECKS = (*objective.CHECKS, *active_test.CHECKS, *indicators.CHECKS)

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from attacks import CW, FAB, FGSM, PGD
 from attacks.base import Attack, RandomModule, SampleRandom, Threat
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.certificate import attack_records, seeds_and_data, sparsity_records
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.check import Finding
-from robustbench_sparse.certificate.seeds_and_data import DataFacts, facts_of
+from robustbench_sparse.certificate.checks import attack_records, seeds_and_data, sparsity_records
+from robustbench_sparse.certificate.checks.seeds_and_data import DataFacts, facts_of
+from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Context, Subject
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.digits import Digits
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.files import load_weights, read_json, save_weights, write_json
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.shrink.proof import same_logits
-from robustbench_sparse.sparsity import count_sparsity
-from robustbench_sparse.stored import has_recipe, rebuilt
+from robustbench_sparse.foundation.files import load_weights, read_json, save_weights, write_json
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.runs.rebuild import has_recipe, rebuilt
+from robustbench_sparse.sparsity.counting import count_sparsity
+from robustbench_sparse.sparsity.shrink.proof import same_logits
 
 CHECKS = (*attack_records.CHECKS, *sparsity_records.CHECKS, *seeds_and_data.CHECKS)
 LINF = Threat(norm="linf", eps=0.1)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from attacks import PGD, SampleRandom
 from attacks.base import RandomModule, Threat, input_gradient
 from attacks.losses import margin
-from robustbench_sparse.certificate.backward import AGREES, agreement, bpda, killers, liars
-from robustbench_sparse.certificate.parts import suspicious
-from robustbench_sparse.certificate.surrogates import (
+from robustbench_sparse.certificate.probes.backward import AGREES, agreement, bpda, killers, liars
+from robustbench_sparse.certificate.probes.parts import suspicious
+from robustbench_sparse.certificate.probes.surrogates import (
     Scaled,
     in_float64,
     last_activation,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_sparse.claims import against_asked, refusal
-from robustbench_sparse.sparsity import count_sparsity
+from robustbench_sparse.sparsity.claims import against_asked, refusal
+from robustbench_sparse.sparsity.counting import count_sparsity
 
 
 def network() -> nn.Module:

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from sealing import sealed
 
-from robustbench_sparse.comparison import compare_runs
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.comparison import compare_runs
 
 
 def benchmark(folder: Path, verdicts: dict[str, Sequence[float]]) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from robustbench_sparse.config import apply_set, load, merge, resolve
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.plan import Plan
+from robustbench_sparse.config.load import apply_set, load, merge, resolve
+from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.foundation.errors import UserError
 
 FILE = """\
 name: small

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from attacks.base import RandomModule
 from defenses import EnResNet
-from defenses.consumers import kept_without, outputs_of
+from defenses.sparse.consumers import kept_without, outputs_of
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.models.convnet import ConvNet
 from robustbench_sparse.models.lenet import LeNet

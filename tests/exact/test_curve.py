@@ -19,18 +19,18 @@ from typer.testing import CliRunner
 from attacks import CW, FAB, PGD, Geometric
 from attacks.base import Attack, Norm, SampleRandom, Threat
 from attacks.noise import GaussianNoise
-from robustbench_sparse import cli
-from robustbench_sparse.curve import curve, plot, text_of
+from robustbench_sparse.cli import main as cli
+from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.files import plain
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.outcomes import verdicts
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.seals import seal
-from robustbench_sparse.stats import wilson
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import plain
+from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.reporting.curve import curve, plot, text_of
+from robustbench_sparse.runs.outcomes import verdicts
+from robustbench_sparse.runs.seals import seal
 
 N, WRONG = 30, 3
 

@@ -15,9 +15,10 @@ from picture_files import Files, write_folder
 from sklearn.datasets import load_digits
 
 from robustbench_sparse.data import DATASETS, DataError, Dataset
-from robustbench_sparse.data.base import cache_folder, data_root
+from robustbench_sparse.data.base import data_root
 from robustbench_sparse.data.digits import Digits
 from robustbench_sparse.data.torchvision_sets import CIFAR10, MNIST
+from robustbench_sparse.foundation.files import cache_folder
 
 # Where data is looked for ------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attacks import APGD, PGD, SampleRandom, Threat
 from attacks.base import RandomModule, is_stochastic, noise_from
 from defenses import Broken, Step
-from defenses.broken import (
+from defenses.robust.broken import (
     BatchNoise,
     ConstantGradient,
     How,
@@ -29,8 +29,8 @@ from defenses.broken import (
     SigmoidOutputs,
     Staircase,
 )
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.folding import pairs_of, stems_of
+from robustbench_sparse.engine.batchnorm_folding import pairs_of, stems_of
+from robustbench_sparse.engine.fast import FastNetwork
 
 EVAL_ONLY = sorted(set(get_args(How)) - {"none", "k_wta"})
 RANDOM = ["batch_noise", "noise"]

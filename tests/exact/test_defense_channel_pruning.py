@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.base import noise_from
 from defenses import CLIP, PGDAT, Defense, EnResNet, L1FilterPrune, NetworkSlimming
-from defenses.enresnet import Noise
+from defenses.robust.enresnet import Noise
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.models.convnet import ConvNet
 from robustbench_sparse.models.lenet import LeNet
@@ -21,7 +21,7 @@ from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet, PreActResNetModule
 from robustbench_sparse.models.resnet18 import ResNet18
 from robustbench_sparse.models.vgg16 import VGG16
-from robustbench_sparse.sparsity import count_layers, count_sparsity
+from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
 
 RESNET = PreActResNet(depth=8, widths=(4, 4, 6))
 NORMED = MLP(hidden=(9, 7), batch_norm=True)

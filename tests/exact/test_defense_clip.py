@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.base import Threat
 from defenses import CLIP, EnResNet, Step
-from defenses.clip import STEP_RANGE, ascend, quotient
+from defenses.robust.clip import STEP_RANGE, ascend, quotient
 
 
 def step(model: nn.Module, source: Tensor) -> Step:

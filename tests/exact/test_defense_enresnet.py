@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, SampleRandom, Threat, is_stochastic, noise_from
 from defenses import EnResNet, Ensemble, Step
-from defenses.draws import BatchRandom
-from defenses.enresnet import Noise, NoisyBlock, _moments
+from defenses.robust.draws import BatchRandom
+from defenses.robust.enresnet import Noise, NoisyBlock, _moments
 
 
 class Block(nn.Module):

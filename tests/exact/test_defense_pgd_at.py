@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, Threat
 from defenses import PGDAT, EnResNet, Step
-from defenses.draws import BatchRandom
-from defenses.pgd_at import _batch_statistics
+from defenses.robust.draws import BatchRandom
+from defenses.robust.pgd_at import _batch_statistics
 
 
 class Block(nn.Module):

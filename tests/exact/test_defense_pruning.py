@@ -12,13 +12,13 @@ from pruning_steps import IMAGES, OPTIMISERS, begin, end_epoch, lived, train, ze
 from torch import Tensor, nn
 
 from defenses import CLIP, PGDAT, Defense, EnResNet, HoldZeros, MagnitudePrune, chosen_weights
-from defenses.masks import largest_last, share_of, smallest
 from defenses.regularisers import KEPT
+from defenses.sparse.masks import largest_last, share_of, smallest
 from robustbench_sparse.models.lenet import LeNet
 from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
 from robustbench_sparse.models.vgg16 import VGG16
-from robustbench_sparse.sparsity import count_layers, count_sparsity
+from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
 
 SMALL = MLP(hidden=(12, 7), activation="elu")  # no neuron is dead
 RESNET = PreActResNet(depth=8, widths=(4, 4, 6))

@@ -16,15 +16,19 @@ from rich.console import Console
 from sealing import sealed
 from typer.testing import CliRunner
 
-from robustbench_sparse import cli, comparison, curve, history, layer_tables, outcomes, texts
-from robustbench_sparse.certificate import reading
-from robustbench_sparse.leaderboard import aggregate, to_csv
-from robustbench_sparse.progress import RichShow
-from robustbench_sparse.reference import Difference, check
-from robustbench_sparse.reference import text_of as differences_text
-from robustbench_sparse.runs import RunFolder
-from robustbench_sparse.tables import show, text_of
-from robustbench_sparse.train import Trained
+from robustbench_sparse.cli import main as cli
+from robustbench_sparse.foundation import texts
+from robustbench_sparse.foundation.progress import RichShow
+from robustbench_sparse.reporting import comparison, curve, history
+from robustbench_sparse.reporting import explain as reading
+from robustbench_sparse.reporting import layers as layer_tables
+from robustbench_sparse.reporting.leaderboard import aggregate
+from robustbench_sparse.reporting.reference import Difference, check
+from robustbench_sparse.reporting.reference import text_of as differences_text
+from robustbench_sparse.reporting.tables import show, text_of, to_csv
+from robustbench_sparse.runs import manifest
+from robustbench_sparse.runs.folder import RunFolder
+from robustbench_sparse.runs.trained import Trained
 
 FORMULA = "=cmd|' /C calc'!A0"
 ESCAPES = "\x1b[2J\x1b]0;owned\x07 \u202egnp.exe\x9b31m \x00"
@@ -270,8 +274,8 @@ def test_reading_commands_do_not_steer_a_terminal(
     rows = pd.DataFrame([{"eps": 0.1, "accuracy": 5.0, "lo": 1.0, "hi": 9.0, "n": 3}])
     rows.attrs.update(run=ESCAPES, attack="cw", norm="linf", eps=0.1)
     monkeypatch.setattr(curve, "curve", lambda *_: rows)
-    monkeypatch.setattr(outcomes, "check_run_folder", lambda run: "a")
-    monkeypatch.setattr(outcomes, "read_manifest", lambda folder: {})
+    monkeypatch.setattr(manifest, "check_run_folder", lambda run: "a")
+    monkeypatch.setattr(manifest, "read_manifest", lambda folder: {})
     monkeypatch.setattr(reading, "explain", lambda *_, **__: f"{ESCAPES}\nsecond\n")
     options = ["--attack", "cw"] if command == "curve" else []
     done = CliRunner().invoke(cli.app, [command, str(tmp_path), *options])

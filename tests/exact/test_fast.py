@@ -17,9 +17,15 @@ from attacks.base import Attack, Threat, exact_of
 from attacks.iterate import stretch
 from attacks.losses import margin
 from defenses import EnResNet
-from robustbench_sparse import fast as module
-from robustbench_sparse.fast import FastNetwork, FastTraining, attack_and_confirm, compiled, unconfirmed
-from robustbench_sparse.judge import PassCounter
+from robustbench_sparse.engine import fast as module
+from robustbench_sparse.engine.fast import (
+    FastNetwork,
+    FastTraining,
+    attack_and_confirm,
+    compiled,
+    unconfirmed,
+)
+from robustbench_sparse.judging.judge import PassCounter
 from robustbench_sparse.models import MODELS
 
 

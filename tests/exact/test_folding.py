@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses import EnResNet
-from robustbench_sparse.fast import FastNetwork
-from robustbench_sparse.folding import Affine, Stem, fold, pairs_of, stems_of
+from robustbench_sparse.engine.batchnorm_folding import Affine, Stem, fold, pairs_of, stems_of
+from robustbench_sparse.engine.fast import FastNetwork
 from robustbench_sparse.models import MODELS
 
 

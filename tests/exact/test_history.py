@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from sealing import sealed
 
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.history import collect, over_seeds, plot, text_of
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.history import collect, over_seeds, plot, text_of
 
 
 def benchmark(folder: Path) -> Path:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from attacks import PGD
 from attacks.base import Attack, RandomModule, SampleRandom, Threat
+from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.progress import Silent
+from robustbench_sparse.foundation.files import read_json
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
 
 N = 24
 

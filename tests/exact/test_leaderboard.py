@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from sealing import sealed
 
-from robustbench_sparse import leaderboard
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import aggregate, is_reserved, rates_of
-from robustbench_sparse.stats import wilson
+from robustbench_sparse.config.columns import is_reserved
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.reporting import leaderboard, tables
+from robustbench_sparse.reporting.leaderboard import aggregate, rates_of
 
 LABELS = ("fgsm", "pgd")
 COUNTS: dict[str, Any] = {
@@ -142,7 +143,7 @@ def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
 
 
 def write(folder: Path) -> pd.DataFrame:
-    return leaderboard.write(sealed(folder))
+    return tables.write(sealed(folder))
 
 
 def row(folder: Path) -> pd.Series[Any]:

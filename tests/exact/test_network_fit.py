@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.errors import LONGEST, UserError
 from robustbench_sparse.evaluation import _check_fit
+from robustbench_sparse.foundation.errors import LONGEST, UserError
 
 
 class Gives(nn.Module):

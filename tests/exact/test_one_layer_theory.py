@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from attacks.base import Threat
 from defenses import RVSCGD, RVSM, Step
-from defenses.one_layer import (
+from defenses.sparse.one_layer import (
     SLOPE,
     BinaryReLU,
     angle,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from robustbench_sparse import paired
-from robustbench_sparse.paired import compare, interval, mcnemar, ranks
+from robustbench_sparse.foundation import paired
+from robustbench_sparse.foundation.paired import compare, interval, mcnemar, ranks
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 1), (5, 5), (3, 12), (40, 10), (900, 1100), (0, 3000)])

@@ -13,8 +13,7 @@ import torch
 from attacks import ATTACKS, Attack
 from attacks.base import check
 from attacks.from_torchattacks import FromTorchattacks
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.plugins import (
+from robustbench_sparse.config.plugins import (
     SettingError,
     build,
     describe,
@@ -23,6 +22,7 @@ from robustbench_sparse.plugins import (
     settings_of,
     settings_with_defaults,
 )
+from robustbench_sparse.foundation.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

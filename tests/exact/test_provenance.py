@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import FGSM
-from defenses.enresnet import Noise
+from defenses.robust.enresnet import Noise
 from robustbench_sparse import __version__
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.provenance import code_of, network_identity
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.runs.provenance import code_of, network_identity
 
 
 def fresh(name: str) -> ModuleType:

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import aggregate
-from robustbench_sparse.reference import check, text_of
-from robustbench_sparse.stats import difference, wilson
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.intervals import difference, wilson
+from robustbench_sparse.reporting.leaderboard import aggregate
+from robustbench_sparse.reporting.reference import check, text_of
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:

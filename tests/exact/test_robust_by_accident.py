@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, FGSM, PGD
 from attacks.base import Attack, SampleRandom, Threat
 from attacks.iterate import steepest
-from robustbench_sparse.fast import FastNetwork, logits_in_parts
+from robustbench_sparse.engine.fast import FastNetwork, logits_in_parts
 from tests.exact.accidents import (
     COUNT,
     EPS,

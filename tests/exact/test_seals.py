@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.files import write_text
-from robustbench_sparse.seals import RECORD, Seals, seal
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import write_text
+from robustbench_sparse.runs.seals import RECORD, Seals, seal
 
 
 def stored(folder: Path, **texts: str) -> Seals:

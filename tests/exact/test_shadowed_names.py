@@ -13,12 +13,12 @@ import pytest
 
 import attacks
 import defenses
-from robustbench_sparse import shadows
+from robustbench_sparse.foundation import shadows
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """import sys
 sys.argv[0] = sys.argv[0].removesuffix(".py")
-from robustbench_sparse.cli import main
+from robustbench_sparse.cli.main import main
 sys.exit(main())
 """
 
@@ -100,7 +100,7 @@ def test_what_is_ours_lies_beside_this_package(
     assert shadows._place(bare) == str(tmp_path)
     # An installation that keeps its packages apart: there the content decides.
     monkeypatch.setattr(
-        shadows, "__file__", str(tmp_path / "elsewhere" / "robustbench_sparse" / "shadows.py")
+        shadows, "__file__", str(tmp_path / "elsewhere" / "robustbench_sparse" / "foundation" / "shadows.py")
     )
     assert shadows._is_ours(ours)
     assert shadows._is_ours(spec) == name.endswith("/")
@@ -119,7 +119,7 @@ def test_the_aliases_are_the_same_objects(package: object) -> None:
     assert alias.__all__ == package.__all__  # type: ignore[attr-defined]
     for each in alias.__all__:
         assert getattr(alias, each) is getattr(package, each)
-    for found in pkgutil.iter_modules(package.__path__):  # type: ignore[attr-defined]
+    for found in pkgutil.walk_packages(package.__path__):  # type: ignore[attr-defined]
         module = importlib.import_module(f"robustbench_sparse.{name}.{found.name}")
         assert module is sys.modules[f"{name}.{found.name}"]
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
@@ -128,7 +128,7 @@ def test_the_aliases_are_the_same_objects(package: object) -> None:
 
 def test_a_module_can_be_the_first_thing_that_is_imported() -> None:
     program = (
-        "import robustbench_sparse.attacks.base as b\nfrom robustbench_sparse.defenses.clip import CLIP\n"
+        "import robustbench_sparse.attacks.base as b\nfrom robustbench_sparse.defenses.robust.clip import CLIP\n"
         "import attacks.base, defenses\nprint(b is attacks.base, CLIP is defenses.CLIP)"
     )
     assert start(ROOT, "-c", program).stdout.split() == ["True", "True"]

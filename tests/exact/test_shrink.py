@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from attacks.base import NoiseOff, SampleRandom, Threat, noise_from
 from defenses import RGSM, Step
-from defenses.enresnet import EnResNet, Noise
-from robustbench_sparse.certificate.sparsity_records import s4
-from robustbench_sparse.errors import UserError
+from defenses.robust.enresnet import EnResNet, Noise
+from robustbench_sparse.certificate.checks.sparsity_records import s4
+from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.models import MODELS
-from robustbench_sparse.shrink import Shrunk, shrink_network
-from robustbench_sparse.shrink.shrinking import proven
-from robustbench_sparse.shrink.shrunk_file import widths_of
+from robustbench_sparse.runs.shrunk_file import widths_of
+from robustbench_sparse.shrinking import proven
+from robustbench_sparse.sparsity.shrink.surgery import Shrunk, shrink_network
 
 pytest.importorskip("torch_pruning")
 
@@ -596,7 +596,7 @@ def test_the_certificate_catches_a_shrinker_that_drops_a_live_channel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "robustbench_sparse.shrink.surgery.shrink_network",
+        "robustbench_sparse.sparsity.shrink.surgery.shrink_network",
         lambda model, example: Shrunk(cut_alive(model), {"1": (24, 23)}),
     )
     assert s4(subject(dead_perceptron())).status == "passed"  # neuron 0 is dead there

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Threat
-from defenses import SparseInit, Step, sparse_init
+from defenses import SparseInit, Step
+from defenses.sparse.sparse_init import sparse_init
 
 N_LINEAR, N_CONV = (400, 300), (64, 48, 5, 5)
 

@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import StepLR
 
 from defenses import AdaBreg, LinBreg, ProxSGD
 from defenses.regularisers import L1, GroupLasso, make_regulariser
-from defenses.sparse_optimizer import BregmanOptimizer, SparseOptimizer, prox_into, soft_threshold_into
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.optim import OPTIMISERS, OptimiserSpec
-from robustbench_sparse.plugins import build, settings_of
+from defenses.sparse.sparse_optimizer import BregmanOptimizer, SparseOptimizer, prox_into, soft_threshold_into
+from robustbench_sparse.config.optimizers import OPTIMISERS, OptimiserSpec
+from robustbench_sparse.config.plugins import build, settings_of
+from robustbench_sparse.foundation.errors import UserError
 
 Build = Callable[[Any], torch.optim.Optimizer]
 ROWS = {"name": "group_lasso", "group": "row"}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import RandomModule
-from robustbench_sparse.files import fill, load_weights, save_weights
+from robustbench_sparse.foundation.files import fill, load_weights, save_weights
 from robustbench_sparse.models import MODELS
-from robustbench_sparse.sparsity import count_layers, count_macs, count_sparsity, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers, count_macs, count_sparsity, zero_shares
 
 
 def ones(model: nn.Module) -> nn.Module:

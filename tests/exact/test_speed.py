@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_sparse import speed as module
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.engine import autotune as module
+from robustbench_sparse.engine.autotune import (
+    LARGE_WORK,
+    SMALL_WORK,
+    Speed,
+    for_attacks,
+    for_training,
+    recorded,
+)
+from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.models import MODELS
-from robustbench_sparse.speed import LARGE_WORK, SMALL_WORK, Speed, for_attacks, for_training, recorded
 
 
 @pytest.fixture

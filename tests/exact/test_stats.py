@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from robustbench_sparse.stats import difference, wilson
+from robustbench_sparse.foundation.intervals import difference, wilson
 
 
 # Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3 (score).

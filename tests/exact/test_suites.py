@@ -24,12 +24,12 @@ from attacks import (
     Square,
     Threat,
 )
-from robustbench_sparse import cli
-from robustbench_sparse.config import resolve
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.judge import PassCounter
-from robustbench_sparse.schema import BenchmarkConfig
-from robustbench_sparse.suites import EOT, PURPOSE, SUITES, attacks_of, cost_of
+from robustbench_sparse.cli import main as cli
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.schema import BenchmarkConfig
+from robustbench_sparse.config.suites import EOT, PURPOSE, SUITES, attacks_of, cost_of
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.judging.judge import PassCounter
 
 RAW: dict[str, Any] = {
     "name": "t",

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import aggregate
-from robustbench_sparse.tables import columns_of, show, sort_by, text_of, to_latex, to_markdown
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.leaderboard import aggregate
+from robustbench_sparse.reporting.tables import columns_of, show, sort_by, text_of, to_latex, to_markdown
 
 RUNS = ("natural", "pgd_at", "pgd_at+rvsm", "pgd_at+rgsm", "clip", "pgd_at+enresnet+rgsm")
 LABELS = ("fgsm", "ifgsm20", "cw", "nattack")

@@ -14,11 +14,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attacks.base import Threat
-from defenses import LinBreg, Step, TargetSparsity, sparse_init
-from defenses.target_sparsity import steered
-from robustbench_sparse.sparse_optim import AdaBreg, SparseOptimiserSpec
-from robustbench_sparse.sparse_optim import LinBreg as LinBregSpec
-from robustbench_sparse.sparsity import zero_shares
+from defenses import LinBreg, Step, TargetSparsity
+from defenses.sparse.sparse_init import sparse_init
+from defenses.sparse.target_sparsity import steered
+from robustbench_sparse.config.sparse_optimizers import AdaBreg, SparseOptimiserSpec
+from robustbench_sparse.config.sparse_optimizers import LinBreg as LinBregSpec
+from robustbench_sparse.sparsity.counting import zero_shares
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer | None, **sparsity: float | None) -> Step:

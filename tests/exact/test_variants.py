@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from robustbench_sparse.config import resolve
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.variants import difference, named, table_of, variant_name
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.runs.manifest import table_of
+from robustbench_sparse.runs.variants import difference, named, variant_name
 
 RAW: dict[str, Any] = {
     "name": "b",

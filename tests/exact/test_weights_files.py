@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustbench_sparse.errors import LONGEST, UserError
-from robustbench_sparse.files import fill, load_weights
-from robustbench_sparse.shrink.shrunk_file import record_of
-from robustbench_sparse.targets import resolve_target
+from robustbench_sparse.foundation.errors import LONGEST, UserError
+from robustbench_sparse.foundation.files import fill, load_weights
+from robustbench_sparse.runs.shrunk_file import record_of
+from robustbench_sparse.runs.targets import resolve_target
 
 ENDINGS = [".pt", ".pth", ".safetensors"]
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_sparse import fitting, run_benchmark
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.fitting import needed_memory, state_memory
-from robustbench_sparse.optim import OPTIMISERS
+from robustbench_sparse import run_benchmark
+from robustbench_sparse.config.optimizers import OPTIMISERS
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.training import preflight as fitting
+from robustbench_sparse.training.preflight import needed_memory, state_memory
 
 RAW: dict[str, Any] = {
     "name": "fits",

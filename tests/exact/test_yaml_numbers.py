@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from robustbench_sparse.errors import UserError, shown
-from robustbench_sparse.yaml_numbers import parse, read, scalar
+from robustbench_sparse.config.yaml_reader import parse, read, scalar
+from robustbench_sparse.foundation.errors import UserError, shown
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from attacks import APGD, FGSM, PGD, Attack, Threat
 from defenses import Broken
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.examination import Examination
+from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.files import read_json
-from robustbench_sparse.judge import Judge, Protocol
-from robustbench_sparse.plan import AttackPlan
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.relatives import Relative, Relatives
+from robustbench_sparse.foundation.files import read_json
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.relatives import Relative, Relatives
 from tests.exact.certificate_subjects import CLASSES, EPS, FIRST, digits, trained
 
 SMALL = replace(

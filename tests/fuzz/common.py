@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from robustbench_sparse.data.base import DataError
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.foundation.errors import UserError
 
 LONGEST, SECONDS, BYTES = 500, 5, 1e9
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from common import fault, watched
 
-from robustbench_sparse.config import load
+from robustbench_sparse.config.load import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # What a line, or a part of it, becomes; and what a value does.

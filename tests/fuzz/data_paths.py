@@ -21,7 +21,7 @@ from pathlib import Path
 from common import fault, watched
 from PIL import Image
 
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
 from robustbench_sparse.data import DATASETS
 
 Make = Callable[[Path], None]

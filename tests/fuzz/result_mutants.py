@@ -19,17 +19,17 @@ from typing import Any
 from common import command, fault, watched
 
 from robustbench_sparse import run_benchmark
-from robustbench_sparse.certificate.reading import explain
-from robustbench_sparse.comparison import compare_runs
-from robustbench_sparse.curve import curve
-from robustbench_sparse.history import collect
-from robustbench_sparse.layer_tables import count
-from robustbench_sparse.leaderboard import aggregate, fold
-from robustbench_sparse.outcomes import read_manifest
-from robustbench_sparse.reference import check
-from robustbench_sparse.seals import RECORD, seal
-from robustbench_sparse.tables import text_of
-from robustbench_sparse.targets import resolve_target
+from robustbench_sparse.reporting.comparison import compare_runs
+from robustbench_sparse.reporting.curve import curve
+from robustbench_sparse.reporting.explain import explain
+from robustbench_sparse.reporting.history import collect
+from robustbench_sparse.reporting.layers import count
+from robustbench_sparse.reporting.leaderboard import aggregate, fold
+from robustbench_sparse.reporting.reference import check
+from robustbench_sparse.reporting.tables import text_of
+from robustbench_sparse.runs.manifest import read_manifest
+from robustbench_sparse.runs.seals import RECORD, seal
+from robustbench_sparse.runs.targets import resolve_target
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",

@@ -26,9 +26,9 @@ from common import command, fault, watched
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustbench_sparse.files import fill, load_weights
-from robustbench_sparse.shrink.shrunk_file import record_of
-from robustbench_sparse.targets import resolve_target
+from robustbench_sparse.foundation.files import fill, load_weights
+from robustbench_sparse.runs.shrunk_file import record_of
+from robustbench_sparse.runs.targets import resolve_target
 
 KINDS = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 KINDS += [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16]

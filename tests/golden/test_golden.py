@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from robustbench_sparse import run_benchmark
-from robustbench_sparse.leaderboard import to_csv
-from robustbench_sparse.reference import check, text_of
+from robustbench_sparse.reporting.reference import check, text_of
+from robustbench_sparse.reporting.tables import to_csv
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "pipeline"))

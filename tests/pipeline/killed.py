@@ -58,7 +58,8 @@ TIMES = ("seconds", "train_seconds", "eval_seconds", "commit")
 
 def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) -> None:
     """This process as the command, with the kill in it."""
-    from robustbench_sparse import cli, files
+    from robustbench_sparse.cli import main as cli
+    from robustbench_sparse.foundation import files
 
     whole, seen = files._write, 0
 

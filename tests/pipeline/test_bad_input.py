@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from small import SMALL
 from torch import nn
 
-from robustbench_sparse.cli import main
+from robustbench_sparse.cli.main import main
 
 
 def call(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -118,7 +118,7 @@ def test_bad_config(
 
 
 def test_the_good_config_of_these_cases_is_good(tmp_path: Path) -> None:
-    from robustbench_sparse.config import resolve
+    from robustbench_sparse.config.load import resolve
 
     assert [r.label for r in resolve(copy.deepcopy(SMALL)).runs] == ["natural", "all"]
 

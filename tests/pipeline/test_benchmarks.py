@@ -162,7 +162,7 @@ def test_scaling_replaces_the_tables_of_a_page_and_nothing_else(tmp_path: Path) 
 def test_the_folder_made_for_folding_is_a_whole_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustbench_sparse.leaderboard import fold
+    from robustbench_sparse.reporting.leaderboard import fold
 
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.folding import main, make

@@ -21,7 +21,7 @@ from torch import nn
 
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.errors import UserError
+from robustbench_sparse.foundation.errors import UserError
 
 TINY = replace(
     BUDGETS["quick"], images=40, random_images=24, few=12, steps=10, queries=60, random_draws=60, inner_points=30,

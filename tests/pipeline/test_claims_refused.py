@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from small import SMALL
 
-from robustbench_sparse import cli
+from robustbench_sparse.cli import main as cli
 
 LIAR = '''
 """Pruning as it is published: by the percentile of the signed weights."""

@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from robustbench_sparse import benchmark, cli, evaluation
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import fold
-from robustbench_sparse.listing import TABLES
-from robustbench_sparse.plugins import import_object
-from robustbench_sparse.seals import seal
+from robustbench_sparse import benchmark, evaluation
+from robustbench_sparse.cli import main as cli
+from robustbench_sparse.cli.listing import TABLES
+from robustbench_sparse.config.plugins import import_object
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.runs.seals import seal
 
 VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve")
 
@@ -102,7 +103,7 @@ def test_the_commands_help_names_every_verb() -> None:
 
 def test_help_and_version_load_nothing_heavy() -> None:
     program = (
-        "import sys; from typer.testing import CliRunner; from robustbench_sparse.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from robustbench_sparse.cli.main import app\n"
         "for words in (['--help'], ['run', '--help'], ['--version']):\n"
         "    result = CliRunner().invoke(app, words)\n"
         "    assert result.exit_code == 0 and result.stdout, result\n"

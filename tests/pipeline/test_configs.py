@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from defenses.base import prunable
-from robustbench_sparse.config import load
-from robustbench_sparse.train import build_network
+from robustbench_sparse.config.load import load
+from robustbench_sparse.models.build import build_network
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 # Channels, side and classes of what they run on; the JPEG folder is CIFAR-10.
@@ -34,7 +34,7 @@ def test_networks_fit_and_optimisers_build(path: Path) -> None:
     shape = IMAGES[plan.dataset_name]
     for run in plan.runs:
         with torch.device("meta"):
-            model = build_network(run, [d.build() for d in run.defenses], *shape, seed=0)
+            model = build_network(run.model, [d.build() for d in run.defenses], *shape, seed=0)
         for stage in run.stages:
             optimizer = stage.optimiser.build(model)
             held = [id(p) for group in optimizer.param_groups for p in group["params"]]

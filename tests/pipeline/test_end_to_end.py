@@ -16,10 +16,10 @@ from attacks import FGSM
 from defenses import prunable
 from defenses.base import Defense, Step
 from robustbench_sparse import evaluate, run_benchmark
-from robustbench_sparse.config import resolve
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import fold
-from robustbench_sparse.reference import check
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.reference import check
 
 RATES = ["clean", "fgsm", "pgd", "worst"]
 
@@ -194,8 +194,8 @@ def test_a_changed_attack_is_judged_again_without_training_again(results: Path, 
 def test_compare_counts_the_flips_of_two_runs(results: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from robustbench_sparse.cli import app
-    from robustbench_sparse.comparison import compare_runs
+    from robustbench_sparse.cli.main import app
+    from robustbench_sparse.reporting.comparison import compare_runs
 
     table = fold(results)
     one, two = (results / "runs" / run_id for run_id in table["run_id"])

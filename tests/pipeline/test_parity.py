@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from small import small
 
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
 from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.streams import derive
-from robustbench_sparse.train import Trainer
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.foundation.streams import derive
+from robustbench_sparse.training.trainer import Trainer
 
 
 def test_a_run_without_defenses_equals_a_plain_loop(tmp_path: Path) -> None:

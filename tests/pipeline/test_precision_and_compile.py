@@ -13,10 +13,10 @@ from small import small
 from typer.testing import CliRunner
 
 from robustbench_sparse import run_benchmark
-from robustbench_sparse.cli import app
-from robustbench_sparse.config import resolve
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.runs import locate
+from robustbench_sparse.cli.main import app
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.runs.folder import locate
 
 BF16: dict[str, Any] = {
     "evaluation": {"limit": 96, "batch_size": 32, "draws": 3, "precision": "bf16"},
@@ -109,15 +109,15 @@ def test_the_command_line_sets_both_parts(tmp_path: Path) -> None:
 
 def test_verdicts_are_counted_on_the_network_itself(tmp_path: Path) -> None:
     """The weights read back and judged by hand on what the attack left give the stored verdicts."""
-    from robustbench_sparse.benchmark import load_dataset, prepare_data
-    from robustbench_sparse.fast import FastNetwork
-    from robustbench_sparse.judge import Judge, Protocol
-    from robustbench_sparse.progress import Silent
+    from robustbench_sparse.data.loading import load_dataset
+    from robustbench_sparse.engine.fast import FastNetwork
+    from robustbench_sparse.foundation.progress import Silent
+    from robustbench_sparse.judging.judge import Judge, Protocol
 
     run_benchmark(small(**BF16), out=tmp_path)
     plan = resolve(small(**BF16))
-    dataset = load_dataset(plan, None)
-    data = prepare_data(plan, dataset, torch.device("cpu"))
+    dataset = load_dataset(plan.dataset, None)
+    data = plan.prepare(dataset, torch.device("cpu"))
     place = locate(tmp_path / "small", plan, plan.runs[0], 0, dataset)
     model = place.network(plan.runs[0], dataset)
     seen = []

@@ -18,15 +18,17 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from attacks.base import NoiseOff, Silence, noise_from
-from robustbench_sparse import cli
+from robustbench_sparse import shrinking
 from robustbench_sparse.benchmark import run_benchmark
+from robustbench_sparse.cli import main as cli
 from robustbench_sparse.data import DATASETS
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.files import read_json, save_weights, sha256, write_json
-from robustbench_sparse.seals import seal
-from robustbench_sparse.shrink import Shrunk, load_shrunk, shrinking
-from robustbench_sparse.sparsity import count_sparsity
-from robustbench_sparse.targets import resolve_target
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import read_json, save_weights, sha256, write_json
+from robustbench_sparse.runs.seals import seal
+from robustbench_sparse.runs.shrunk_file import load_shrunk
+from robustbench_sparse.runs.targets import resolve_target
+from robustbench_sparse.sparsity.counting import count_sparsity
+from robustbench_sparse.sparsity.shrink.surgery import Shrunk
 
 pytest.importorskip("torch_pruning")
 

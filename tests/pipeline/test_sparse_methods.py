@@ -22,11 +22,11 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from defenses import DEFENSES
-from robustbench_sparse import cli
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.config import resolve
-from robustbench_sparse.optim import OPTIMISERS
-from robustbench_sparse.relatives import parent_of, twin_of
+from robustbench_sparse.cli import main as cli
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.optimizers import OPTIMISERS
+from robustbench_sparse.judging.relatives import parent_of, twin_of
 
 PERCEPTRON = {"name": "mlp", "hidden": [32], "batch_norm": True}
 HALF = {"name": "magnitude_prune", "sparsity": 50.0}

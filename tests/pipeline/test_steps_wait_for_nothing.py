@@ -11,11 +11,11 @@ from small import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from defenses import DEFENSES
-from robustbench_sparse.config import resolve
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.config.optimizers import OPTIMISERS
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.optim import OPTIMISERS
-from robustbench_sparse.progress import Silent
-from robustbench_sparse.train import Trainer
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.training.trainer import Trainer
 
 # What .item(), bool(), int() and masks of unknown size come down to.
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}

@@ -18,9 +18,9 @@ from linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
 from torch import Tensor, nn
 
 from robustbench_sparse import evaluate, run_benchmark
-from robustbench_sparse.errors import UserError
-from robustbench_sparse.leaderboard import fold
-from robustbench_sparse.seals import RECORD
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.runs.seals import RECORD
 
 JUDGED: dict[str, Any] = {"dataset": "digits", "attacks": ATTACKS, "eps": EPS, "limit": LIMIT}
 
@@ -328,7 +328,7 @@ def test_a_run_heals_an_outcome_that_was_changed(trained: Path, tmp_path: Path) 
 
 
 def test_a_status_that_is_none_is_a_failure(trained: Path, tmp_path: Path) -> None:
-    from robustbench_sparse.seals import seal
+    from robustbench_sparse.runs.seals import seal
 
     run = stored_run(trained, tmp_path)
     path = run / "outcomes/fgsm.csv"
@@ -427,7 +427,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["sparsity", "evaluate"])
 def test_a_strangers_run_imports_nothing(trained: Path, tmp_path: Path, place: str, command: str) -> None:
-    from robustbench_sparse.seals import seal
+    from robustbench_sparse.runs.seals import seal
 
     run = stored_run(trained, tmp_path)
     (tmp_path / "trap.py").write_text("from pathlib import Path\nPath('sprung').write_text('x')\n")
@@ -481,7 +481,7 @@ def test_a_run_with_a_plug_in_of_ones_own_is_read_when_that_is_trusted(tmp_path:
 def test_a_full_disk_is_one_line_and_what_is_stored_stays_good(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustbench_sparse import files
+    from robustbench_sparse.foundation import files
 
     raw = json.loads(benchmark_file(tmp_path, runs={"natural": {}}).read_text())
     done = 0

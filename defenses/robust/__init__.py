@@ -1,0 +1,1 @@
+"""Methods that make networks robust: what they train on, and what they add to the loss or the network."""

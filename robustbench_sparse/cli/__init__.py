@@ -1,0 +1,1 @@
+"""The commands, thin: arguments in, a call of what does the work, text out."""

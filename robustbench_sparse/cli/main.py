@@ -1,0 +1,380 @@
+"""The command line: tables go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the reference does not hold any more;
+2 something the user can mend, and one line says what; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+# Nothing heavy may be imported up here: `--help` has to answer at once.
+from robustbench_sparse.cli import reading, sparsity
+from robustbench_sparse.cli.common import (
+    Changes,
+    DataRoot,
+    TrustPlugins,
+    check_format,
+    guarded,
+    modules_of,
+    radius,
+)
+from robustbench_sparse.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustbench_sparse.foundation.progress import Show
+
+PROGRAM = "robustbench-sparse"
+app = typer.Typer(
+    name=PROGRAM,
+    help="How accurate, how robust and how sparse is an image classifier, and can the number be believed?",
+    epilog=f"Start with: {PROGRAM} run configs/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, fp32 or bf16, for training and attacks; verdicts are always float32.", show_default=False
+    ),
+]
+Compile = Annotated[
+    str | None, typer.Option(help="auto, on or off: torch.compile for both.", show_default=False)
+]
+Certificate = Annotated[
+    str | None,
+    typer.Option(help="off, quick or full: examine whether the numbers can be believed.", show_default=False),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge only so many test images.")]
+Format = Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    # Threads that wait for each other by spinning slow a run down twentyfold as soon as another program wants a
+    # core. Read when torch is imported, so it is set before; the user's own setting wins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _keep_memory()
+    app()
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving every large tensor back to the system.
+
+    Each activation of a few MiB is otherwise mapped, zeroed and unmapped by the system once per layer and step:
+    measured here, a third of the time of a float32 pass at batch 512. Other C libraries know no such setting.
+    """
+    import ctypes
+
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"{PROGRAM} {version('robustbench_sparse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@guarded
+def run(
+    config: Annotated[Path, typer.Argument(help="A benchmark: one YAML file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Results go to OUT/<benchmark>/.")] = Path("results"),
+    changes: Changes = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Work on this run only; may be repeated.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="In place of the config's seeds, as in 0,1,2.")] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    certificate: Certificate = None,
+    precision: Precision = None,
+    compile: Compile = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name the changed table, in place of its changes.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A changed config's table takes the place of the one there.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and attack all networks of a benchmark, and write its leaderboard.
+
+    What is already there is kept: after an interrupt the same command goes on,
+    and rows or attacks that are added to the file are added to its table. What
+    is changed on the command line (--set, --seeds, --limit) is a trial: its
+    table goes to OUT/<benchmark>@<change>/, with the trainings it can take over.
+    A file whose change would put other numbers into the same table is refused;
+    --replace replaces the table. Exit code 1 means that some row has a gap; its
+    status says why.
+
+    \b
+    Examples:
+      robustbench-sparse run configs/quickstart.yaml
+      robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
+      robustbench-sparse run configs/quickstart.yaml --set train.epochs=30
+      robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
+      robustbench-sparse run configs/quickstart.yaml --certificate quick
+      robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
+    """
+    from robustbench_sparse.benchmark import run_benchmark
+
+    chosen = _numbers(seeds)
+    labels = [label for text in only or [] for label in text.split(",")]
+    with _progress(quiet) as show:
+        table = run_benchmark(
+            config,
+            out=out,
+            changes=[
+                *(changes or []),
+                *_speed(precision, compile, ("train", "evaluation")),
+                *_certified(certificate),
+            ],
+            only=labels,
+            seeds=chosen,
+            device=device,
+            data_root=data_root,
+            limit=limit,
+            variant=variant,
+            replace=replace,
+            show=show,
+        )
+    from robustbench_sparse.reporting.leaderboard import aggregate
+
+    _print([aggregate(table) if table["seed"].nunique() > 1 else table], "table")
+    folder = out / str(table["benchmark"].iloc[0])
+    typer.echo(f"\nwritten: {folder / 'leaderboard.csv'}, leaderboard_seeds.csv, leaderboard.md", err=True)
+    _exit_with_gaps(table[table["run"].isin(labels)] if labels else table)
+
+
+@app.command()
+@guarded
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder, a shrunk network's file, or package.module:factory.", show_default=False
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Names of attacks, as in fgsm,pgd.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Attacks by name: quick, standard or full.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the factory's network.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius, as in 8/255 or 0.5.")] = None,
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
+    limit: Limit = None,
+    device: Device = "auto",
+    certificate: Certificate = None,
+    precision: Precision = None,
+    compile: Compile = None,
+    data_root: DataRoot = None,
+    expect_clean: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=100, help="Clean accuracy in percent that it should have; stop far below it."
+        ),
+    ] = None,
+    trust_plugins: TrustPlugins = None,
+    out: Annotated[Path | None, typer.Option(help="Keep all outcomes in this folder.")] = None,
+    form: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Attack one network, trained here or elsewhere. Without attacks or a suite: the suite standard.
+
+    Networks take images in 0..1 of shape (B, C, H, W) and return logits.
+    A file of weights is read without running any code in it. A clean accuracy
+    near chance, or far below --expect-clean, stops before anything is attacked.
+
+    \b
+    Examples:
+      robustbench-sparse evaluate results/quickstart/runs/pgd_at-s0-1a2b3c4d
+      robustbench-sparse evaluate mynets:resnet --weights net.safetensors \\
+          --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000 \\
+          --expect-clean 84.3
+      robustbench-sparse evaluate mynets:cnn --dataset mnist --norm l2 --eps 2
+      robustbench-sparse evaluate mynets:cnn --dataset image_folder \\
+          --set data.path=images --format csv
+    """
+    check_format(form)
+    if attacks is not None and suite is not None:
+        raise UserError("--attacks and --suite: expected one of them, got both")
+    chosen = None if eps is None else radius(eps)
+    from robustbench_sparse.evaluation import evaluate as judge
+
+    with _progress(quiet) as show:
+        table = judge(
+            target,
+            weights=weights,
+            dataset=dataset,
+            attacks=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
+            suite=suite or "standard",
+            norm=norm,
+            eps=chosen,
+            seed=seed,
+            limit=limit,
+            device=device,
+            data_root=data_root,
+            expect_clean=expect_clean,
+            trust_plugins=modules_of(trust_plugins),
+            out=out,
+            changes=[
+                *(changes or []),
+                *_speed(precision, compile, ("evaluation",)),
+                *_certified(certificate),
+            ],
+            show=show,
+        )
+    _print([table], form)
+    _exit_with_gaps(table.tail(1))
+
+
+@app.command()
+@guarded
+def leaderboard(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or results.", show_default=False)
+    ],
+    form: Format = "table",
+    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Largest numbers first.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="These runs, ranked among themselves; * and ? match anything."),
+    ] = None,
+    seeds: Annotated[bool, typer.Option("--seeds", help="Mean and deviation over the seeds.")] = False,
+) -> None:
+    """Print a leaderboard, counted anew from the stored outcomes.
+
+    \b
+    Examples:
+      robustbench-sparse leaderboard results/quickstart
+      robustbench-sparse leaderboard results/quickstart --sort worst --seeds
+      robustbench-sparse leaderboard results/mnist_robust_sparse --only 'pgd_at+*_95' --seeds
+      robustbench-sparse leaderboard results --format markdown > table.md
+    """
+    check_format(form)
+    from robustbench_sparse.reporting.leaderboard import aggregate, fold_all
+    from robustbench_sparse.reporting.tables import sort_by
+
+    tables = [aggregate(table) if seeds else table for table in fold_all(folder, only or ())]
+    _print([sort_by(table, sort) for table in tables], form)
+
+
+@app.command("list")
+@guarded
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="attacks, defenses, regularisers, models, datasets, optimizers, schedules, suites or configs.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """List what a config can name: each with one line and its settings with their defaults.
+
+    Of a suite: its attacks, and what they take per image at most.
+
+    \b
+    Examples:
+      robustbench-sparse list attacks
+      robustbench-sparse list defenses
+      robustbench-sparse list suites
+      robustbench-sparse list configs
+    """
+    from robustbench_sparse.cli.listing import lines_of
+
+    for line in lines_of(kind):
+        typer.echo(line)
+
+
+for _verb in (
+    reading.check, reading.compare, reading.explain, reading.curve, reading.history,
+    sparsity.sparsity, sparsity.shrink,
+):  # fmt: skip
+    app.command()(guarded(_verb))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seeds: expected whole numbers such as 0,1,2, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -> list[str]:
+    """The options as changes of a config; its schema knows which values there are."""
+    options = {"precision": precision, "compile": compile}
+    return [f"{part}.{k}={v}" for part in parts for k, v in options.items() if v is not None]
+
+
+def _certified(level: str | None) -> list[str]:
+    return [] if level is None else [f"evaluation.certificate={level}"]
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Show]:
+    from robustbench_sparse.foundation.progress import RichShow, Silent
+
+    if quiet:
+        yield Silent()
+        return
+    from rich.console import Console
+
+    with RichShow(Console(stderr=True)) as show:
+        yield show
+
+
+def _print(tables: list[pd.DataFrame], form: str) -> None:
+    from robustbench_sparse.reporting.tables import show, text_of
+
+    if form == "table":
+        from rich.console import Console
+
+        show(Console(), tables)
+    else:
+        sys.stdout.write(text_of(tables, form))
+
+
+def _exit_with_gaps(table: pd.DataFrame) -> None:
+    if any(not str(status).startswith("ok") for status in table["status"]):
+        raise typer.Exit(1)

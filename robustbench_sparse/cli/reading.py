@@ -1,0 +1,173 @@
+"""The commands that read what runs left: nothing is trained or attacked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_sparse.cli.common import check_format, radius
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.texts import printable_lines, to_csv
+
+TableOrCsv = Annotated[str, typer.Option("--format", help="table or csv.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw it, too: .png, .pdf or .svg.", show_default=False)
+]
+
+
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or a CSV.", show_default=False)
+    ],
+    against: Annotated[Path, typer.Option(metavar="CSV", help="The reference.", show_default=False)],
+) -> None:
+    """Compare a leaderboard with a reference CSV; exit code 1 and a table of differences if it fell off.
+
+    A rate differs when the joint 95 % interval of both measurements excludes 0,
+    a sparsity when it is off by more than 0.1 points; a row, a column or a value
+    that is gone differs, too.
+
+    \b
+    Examples:
+      robustbench-sparse check results/quickstart --against results/quickstart.csv
+    """
+    from robustbench_sparse.reporting import reference
+
+    differences = reference.check(folder, against)
+    if differences:
+        typer.echo(reference.text_of(differences))
+        raise typer.Exit(1)
+    typer.echo(f"{folder}: everything that {against} states still holds")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
+    attack: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
+    ] = None,
+    form: TableOrCsv = "table",
+) -> None:
+    """Compare two runs on the same images: is the difference more than noise, and which images flip?
+
+    A dense network and its pruned self may have equal rates and still fail on
+    different images: the flips show it.
+
+    \b
+    Examples:
+      robustbench-sparse compare results/quickstart/runs/A results/quickstart/runs/B
+      robustbench-sparse compare RUN_A RUN_B --attack worst
+      robustbench-sparse compare RUN_A RUN_B --format csv > flips.csv
+    """
+    check_format(form, ("table", "csv"))
+    from robustbench_sparse.reporting import comparison
+
+    table = comparison.compare_runs(first, second, attack)
+    if form == "csv":
+        sys.stdout.write(to_csv(table))
+    else:
+        sys.stdout.write(comparison.text_of(table, str(first), str(second)))
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    failed: Annotated[bool, typer.Option("--failed", help="Only the checks that failed.")] = False,
+) -> None:
+    """Say why a row's numbers can or cannot be believed: every check of its certificate.
+
+    For each: what was done, what was found, the rule, what a failure means and
+    what to do next. Certificates are made by run and evaluate: see --certificate.
+
+    \b
+    Examples:
+      robustbench-sparse run configs/quickstart.yaml --certificate quick
+      robustbench-sparse explain results/quickstart/runs/pgd_at-s0-1a2b3c4d
+      robustbench-sparse explain RUN --failed
+    """
+    from robustbench_sparse.reporting.explain import explain as why
+    from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
+
+    check_run_folder(run)
+    text = why(run, read_manifest(run.absolute().parent.parent), failed_only=failed)
+    sys.stdout.write(printable_lines(text))
+
+
+def curve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    attack: Annotated[
+        str, typer.Option(metavar="LABEL", help="A minimum-norm attack, such as cw.", show_default=False)
+    ],
+    eps: Annotated[
+        str | None, typer.Option(help="Radii, as in 0,0.1,8/255; by default 21 of them.", show_default=False)
+    ] = None,
+    form: TableOrCsv = "table",
+    plot: Plot = None,
+) -> None:
+    """Accuracy at every radius, from one outcome of an attack that seeks the smallest perturbation.
+
+    Nothing is attacked again. Attacks that stay inside a ball say nothing
+    beyond it and have no curve. The plot needs matplotlib (the extra "plot").
+
+    \b
+    Examples:
+      robustbench-sparse curve results/quickstart/runs/A --attack cw
+      robustbench-sparse curve RUN --attack cw --eps 0,0.1,0.2 --format csv
+      robustbench-sparse curve RUN --attack fab --plot curve.png
+    """
+    check_format(form, ("table", "csv"))
+    radii = None if eps is None else [radius(part.strip()) for part in eps.split(",")]
+    from robustbench_sparse.reporting import curve as curves
+
+    table = curves.curve(run, attack, radii)
+    if plot is not None:
+        curves.plot(table, plot)
+    if form == "csv":
+        sys.stdout.write(to_csv(table))
+    else:
+        sys.stdout.write(printable_lines(curves.text_of(table)))
+    if plot is not None:
+        typer.echo(f"\nwritten: {plot}", err=True)
+
+
+def history(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="results/<benchmark>.", show_default=False)],
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="This run only; may be repeated.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself; CSV only.")] = False,
+    seeds: Annotated[bool, typer.Option("--seeds", help="Every seed by itself; CSV only.")] = False,
+    form: TableOrCsv = "table",
+    plot: Plot = None,
+) -> None:
+    """How trainings went: accuracy, l1 norm and non-zero weights after every epoch.
+
+    Means and deviations over the seeds of every run. The plot needs matplotlib
+    (the extra "plot").
+
+    \b
+    Examples:
+      robustbench-sparse history results/mnist_bregman
+      robustbench-sparse history results/mnist_bregman --only linbreg --plot curves.png
+      robustbench-sparse history results/mnist_bregman --layers --format csv > layers.csv
+    """
+    check_format(form, ("table", "csv"))
+    if (layers or seeds) and form != "csv":
+        raise UserError(f"--{'layers' if layers else 'seeds'}: expected --format csv with it, got {form}")
+    from robustbench_sparse.reporting import history as histories
+
+    found = histories.collect(folder, only or (), layers=layers)
+    means = histories.over_seeds(found)
+    if plot is not None:
+        if layers:
+            raise UserError("--plot: expected no --layers with it")
+        histories.plot(means, plot, folder.absolute().name)
+    if form == "csv":
+        table = found if seeds else means
+        sys.stdout.write(to_csv(table, "%.8g"))
+    else:
+        sys.stdout.write(histories.text_of(means))
+    if plot is not None:
+        typer.echo(f"\nwritten: {plot}", err=True)

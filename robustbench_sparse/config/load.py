@@ -1,0 +1,320 @@
+"""Reading a benchmark file, with everything checked before anything trains."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from attacks import ATTACKS
+from attacks.base import Attack
+from attacks.transfer import NOISE_OFF, Transfer
+from defenses import DEFENSES
+from defenses.base import Defense, overrides
+from robustbench_sparse.config import yaml_reader
+from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved
+from robustbench_sparse.config.optimizers import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
+from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
+from robustbench_sparse.config.plugins import SettingError, build, expectation
+from robustbench_sparse.config.schema import (
+    MOST_NAME,
+    BenchmarkConfig,
+    Entry,
+    RunConfig,
+    StageConfig,
+    ThreatConfig,
+)
+from robustbench_sparse.config.suites import SUITES
+from robustbench_sparse.data import DATASETS
+from robustbench_sparse.data.base import DatasetSpec
+from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
+from robustbench_sparse.models import MODELS
+from robustbench_sparse.models.base import ModelSpec
+
+METRIC_COLUMNS = ("clean", "worst", *SPARSITIES, *TRAIN)
+
+
+class _Where:
+    """Turns a key path into ``file:line: key.path``."""
+
+    def __init__(
+        self, name: str, lines: Mapping[yaml_reader.KeyPath, int], changed: Sequence[str] = ()
+    ) -> None:
+        self.name, self.lines, self.changed = name, lines, changed
+
+    def error(self, path: Sequence[str | int], problem: str) -> UserError:
+        key, dotted = tuple(path), ".".join(map(str, path))
+        above = any(change.startswith(f"{dotted}.") for change in self.changed) and key not in self.lines
+        if any(f"{dotted}.".startswith(f"{change}.") for change in self.changed) or (above and self.lines):
+            return UserError(f"--set {dotted}: {problem}")
+        first = 1 if self.lines else None
+        line = next((self.lines[key[:i]] for i in range(len(key), 0, -1) if key[:i] in self.lines), first)
+        at = f"{self.name}:{line}" if line else self.name
+        return UserError(f"{at}: {dotted}: {problem}" if path else f"{at}: {problem}")
+
+    def build(self, table: Any, entry: Entry, kind: str, base: Any, path: Sequence[str | int]) -> Any:
+        try:
+            return build(table, entry, kind, base)
+        except SettingError as e:
+            raise self.error((*path, *e.path), e.problem) from None
+
+    def model(self, cls: Any, value: Any, path: Sequence[str | int]) -> Any:
+        if not isinstance(value, dict):
+            raise self.error(path, f"expected a mapping, got {shown(value)}")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as e:
+            raise self._schema_error(cls, e.errors(), path) from None
+
+    def _schema_error(self, cls: Any, errors: Any, path: Sequence[str | int]) -> UserError:
+        # A union reports one error per branch: the deepest path is the one that says something.
+        first = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+        loc = tuple(p for p in first["loc"] if p not in ("str", "dict[str,any]"))
+        if first["type"] == "extra_forbidden":
+            known = _fields_at(cls, loc[:-1])
+            return self.error(
+                (*path, *loc), f"unknown key{near(str(loc[-1]), known)}; there are: {', '.join(known)}"
+            )
+        if first["type"] == "missing":
+            return self.error((*path, *loc[:-1]), f"the key {loc[-1]!r} is missing")
+        problem = one_line(first["msg"]).removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            problem = expectation(first)
+        kinds = {e["type"] for e in errors if e["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]}
+        if {"string_type", "dict_type"} <= kinds:
+            problem = "expected a name or a mapping"
+        return self.error((*path, *loc), f"{problem}, got {shown(first['input'])}")
+
+
+def _fields_at(cls: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    """Field names of the (nested) model that a pydantic error location points into."""
+    here: Any = cls
+    for part in loc:
+        fields = getattr(here, "model_fields", {})
+        if part in fields:
+            hint = fields[part].annotation
+            args = [a for a in getattr(hint, "__args__", ()) if isinstance(a, type)]
+            here = next((a for a in [hint, *args] if isinstance(a, type) and issubclass(a, BaseModel)), here)
+    return list(getattr(here, "model_fields", {}))
+
+
+def merge(base: Any, change: Any) -> Any:
+    """Deep merge of mappings; an entry that names another plug-in replaces the whole entry."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    if "name" in change and change["name"] != base.get("name"):
+        return change
+    return {**base, **{k: merge(base[k], v) if k in base else v for k, v in change.items()}}
+
+
+def apply_set(raw: Any, assignment: str) -> Any:
+    """A raw config with one ``key.path=value`` applied; the argument stays as it is.
+
+    List items are addressed by number; a plug-in given by its bare name becomes an entry with settings; where
+    a key has dots itself, the longest key that exists is meant.
+    """
+    path, equals, text = assignment.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {assignment}: expected key.path=value")
+    return _with(raw, parts, yaml_reader.scalar(text), path)
+
+
+def _with(here: Any, parts: list[str], value: Any, path: str) -> Any:
+    if not parts:
+        return value
+    if isinstance(here, list):
+        if not parts[0].isdecimal() or int(parts[0]) >= len(here):
+            raise UserError(f"--set {path}: expected a number below {len(here)}, got {parts[0]!r}")
+        i = int(parts[0])
+        return [*here[:i], _with(here[i], parts[1:], value, path), *here[i + 1 :]]
+    if here is None or isinstance(here, str):
+        here = {} if here is None else {"name": here}
+    if not isinstance(here, dict):
+        raise UserError(f"--set {path}: expected a mapping above {'.'.join(parts)!r}, got {shown(here)}")
+    lengths = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in here] or [1]
+    key, rest = ".".join(parts[: lengths[0]]), parts[lengths[0] :]
+    return {**here, key: _with(here.get(key), rest, value, path)}
+
+
+def load(path: Path, changes: Iterable[str] = ()) -> Plan:
+    """Read and check a benchmark file.
+
+    Args:
+        path: the YAML file.
+        changes: ``key.path=value`` assignments applied before checking.
+
+    Raises:
+        UserError: one line with file, line, key path, what was expected and what was got.
+    """
+    raw, lines = yaml_reader.read(path)
+    return resolve(raw, name=str(path), lines=lines, changes=changes, folder=path.parent)
+
+
+def resolve(
+    raw: Any,
+    name: str = "config",
+    lines: Mapping[yaml_reader.KeyPath, int] | None = None,
+    changes: Iterable[str] = (),
+    folder: Path = Path(),
+    schema: type[BenchmarkConfig] = BenchmarkConfig,
+) -> Plan:
+    """Check a raw config (nested mappings as YAML gives them) and build every plug-in; see ``load``.
+
+    Args:
+        raw: the mappings.
+        name: what errors call the file.
+        lines: the line of each key path, where there is a file.
+        changes: as for ``load``.
+        folder: of the file; relative paths in it start here.
+        schema: ``NetworkConfig`` for a network that is only judged.
+    """
+    changes = list(changes)
+    where = _Where(name, lines or {}, [change.partition("=")[0] for change in changes])
+    if not isinstance(raw, dict):
+        raise where.error((), f"expected a mapping of keys, got {shown(raw)}")
+    for change in changes:
+        raw = apply_set(raw, change)
+    config: BenchmarkConfig = where.model(schema, raw, ())
+    data = _named(config.data)
+    dataset = where.build(DATASETS, data, "dataset", DatasetSpec, ("data",))
+    attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
+    runs = [_run(where, label, run, config) for label, run in config.runs.items()]
+    for planned in attacks:
+        if isinstance(planned.attack, Transfer):
+            _check_source(where, planned.label, planned.attack.source, [run.label for run in runs])
+    return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder))
+
+
+def _named(entry: str | Entry) -> Entry:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)
+
+
+def _attacks(config: BenchmarkConfig) -> dict[str, str | Entry]:
+    """The suite's attacks, then the file's own; one of the file's takes the place of the suite's of its label."""
+    return {**(SUITES[config.suite] if config.suite else {}), **config.attacks}
+
+
+def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
+    path = ("attacks", label) if label in config.attacks else ("suite", label)
+    if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label) or len(label) > MOST_NAME:
+        expected = f"a label of at most {MOST_NAME} letters, digits, - and _ that is no column's name"
+        raise where.error(path, f"expected {expected}")
+    entry = _named(entry)
+    threat_config = config.threat
+    if "threat" in entry:
+        raw = entry.pop("threat")
+        base = config.threat.model_dump()
+        if isinstance(raw, dict) and raw.get("norm", base["norm"]) != base["norm"]:
+            del base["eps"]  # a radius means nothing in another norm
+        threat_config = where.model(ThreatConfig, merge(base, raw), (*path, "threat"))
+    threat = threat_config.threat()
+    attack: Attack = where.build(ATTACKS, entry, "attack", Attack, path)
+    try:
+        attack.check_threat(threat)
+    except ValueError as e:
+        raise where.error(path, one_line(e)) from None
+    if attack.target == "given":
+        raise where.error((*path, "target"), "expected a rule that chooses the class, got 'given'")
+    return AttackPlan(label, entry["name"], attack, threat)
+
+
+def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # such as a name that no file can have
+        if source in (NOISE_OFF, *runs) or (Path(source) / "run.json").is_file():
+            return
+    known = (NOISE_OFF, *runs)
+    raise where.error(
+        ("attacks", label, "source"),
+        f"expected a run's folder or one of {', '.join(known)}, got {shown(source)}{near(source, known)}",
+    )
+
+
+def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> RunPlan:
+    path: tuple[str, ...] = ("runs", label)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label) or len(label) > MOST_NAME:
+        raise where.error(
+            path, f"expected a label of at most {MOST_NAME} letters, digits, and any of - _ + ."
+        )
+    if run.model is None and config.model is None:
+        raise where.error(path, "the key 'model' is missing, here and at the top")
+    entry = merge(_named(config.model or {}), _named(run.model or {}))
+    model_path = (*path, "model") if run.model is not None else ("model",)
+    model = where.build(MODELS, entry, "model", ModelSpec, model_path)
+
+    merged = merge(config.train, run.train)
+    train_path = (*path, "train") if run.train else ("train",)
+    changes = merged.pop("stages", [{}]) if isinstance(merged, dict) else [{}]
+    if not isinstance(changes, list) or not changes:
+        raise where.error((*train_path, "stages"), f"expected a list of stages, got {shown(changes)}")
+    stages = []
+    for i, change in enumerate(changes):
+        at: tuple[str | int, ...] = (*train_path, "stages", i) if changes != [{}] else train_path
+        stage = where.model(StageConfig, merge(merged, change), at)
+        if stage.select_after >= stage.epochs and stage.selection != "last":
+            raise where.error(
+                (*at, "select_after"), f"expected less than epochs = {stage.epochs}, got {stage.select_after}"
+            )
+        optimiser = where.build(OPTIMISERS, stage.optimizer, "optimizer", OptimiserSpec, (*at, "optimizer"))
+        schedule = where.build(SCHEDULES, stage.schedule, "schedule", ScheduleSpec, (*at, "schedule"))
+        if config.validation == 0 and getattr(schedule, "signal", "") == "val_accuracy":
+            raise where.error((*at, "schedule", "signal"), "'val_accuracy' needs validation > 0, got 0")
+        stages.append(StagePlan(stage, optimiser, schedule))
+
+    defenses = [
+        _defense(where, _named(d), (*path, "defenses", i), len(stages)) for i, d in enumerate(run.defenses)
+    ]
+    for number in range(len(stages)):
+        attackers = [d.name for d in defenses if d.acts_in(number) and overrides(d.build(), "perturb")]
+        if len(attackers) > 1:
+            raise where.error(
+                (*path, "defenses"), f"at most one defense may replace the images, got {attackers}"
+            )
+    if config.validation == 0 and any(s.config.selection != "last" for s in stages):
+        raise where.error(
+            ("validation",), "selection 'best' needs a validation part: expected validation > 0, got 0"
+        )
+    return RunPlan(label, entry["name"], model, defenses, stages)
+
+
+def _defense(where: _Where, entry: Entry, path: tuple[str | int, ...], stages: int) -> DefensePlan:
+    chosen = entry.pop("stages", None)
+    if chosen is not None:
+        fits = isinstance(chosen, list) and all(
+            isinstance(c, int) and not isinstance(c, bool) and 0 <= c < stages for c in chosen
+        )
+        if not fits:
+            raise where.error(
+                (*path, "stages"), f"expected a list of numbers below {stages}, got {shown(chosen)}"
+            )
+        chosen = tuple(chosen)
+    defense = where.build(DEFENSES, entry, "defense", Defense, path)
+    if chosen is not None and overrides(defense, "wrap"):
+        raise where.error((*path, "stages"), f"{entry['name']} builds the network: it acts in every stage")
+    return DefensePlan(entry["name"], {k: v for k, v in entry.items() if k != "name"}, chosen)
+
+
+def _published(where: _Where, config: BenchmarkConfig, folder: Path) -> dict[str, dict[str, float]]:
+    from robustbench_sparse.config.published import read_published
+
+    given, stored = config.published.values, {}
+    if config.published.file is not None:
+        try:
+            stored = read_published(folder / config.published.file)
+        except UserError as e:
+            raise where.error(("published", "file"), str(e)) from None
+    columns = {*METRIC_COLUMNS, *_attacks(config)}
+    values: dict[str, dict[str, float]] = {}
+    for run in dict.fromkeys((*stored, *given)):
+        path = ("published", "values", run) if run in given else ("published", "file", run)
+        if run not in config.runs:
+            raise where.error(path, f"no run of this name{near(run, config.runs)}")
+        values[run] = {**stored.get(run, {}), **given.get(run, {})}
+        for column in values[run]:
+            if column not in columns:
+                raise where.error((*path, column), f"no column of this name{near(column, columns)}")
+    return values

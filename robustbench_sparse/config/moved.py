@@ -1,0 +1,42 @@
+"""Where modules went when the package got its rooms, so that a class path of the old layout gets the new one named."""
+
+from __future__ import annotations
+
+# New place -> the modules that went there under their own name; before, they stood at the head of their package.
+_WENT = {
+    "defenses.robust": "broken clip controller draws enresnet pgd_at spectral_penalty",
+    "defenses.sparse": (
+        "adabreg admm consumers hold_zeros l1_filter_prune lasso linbreg magnitude_prune masks network_slimming "
+        "one_layer proxsgd rgsm rvscgd rvsm sparse_init sparse_optimizer splitting target_sparsity"
+    ),
+    "robustbench_sparse.config": "plan plugins published schema suites",
+    "robustbench_sparse.engine": "fast",
+    "robustbench_sparse.foundation": "devices environment errors files paired progress streams texts",
+    "robustbench_sparse.judging": "judge relatives",
+    "robustbench_sparse.reporting": "comparison curve history leaderboard plots reference tables",
+    "robustbench_sparse.runs": "outcomes provenance seals targets variants",
+    "robustbench_sparse.sparsity": "claims",
+}
+# The others: old name -> new name.
+_RENAMED = {
+    "defenses.elementwise_regularisers": "defenses.regularisers.elementwise",
+    "defenses.group_regularisers": "defenses.regularisers.groups",
+    "robustbench_sparse.fitting": "robustbench_sparse.training.preflight",
+    "robustbench_sparse.folding": "robustbench_sparse.engine.batchnorm_folding",
+    "robustbench_sparse.layer_tables": "robustbench_sparse.reporting.layers",
+    "robustbench_sparse.optim": "robustbench_sparse.config.optimizers",
+    "robustbench_sparse.optim_base": "robustbench_sparse.config.optimizer_base",
+    "robustbench_sparse.shrink": "robustbench_sparse.sparsity.shrink",
+    "robustbench_sparse.sparse_optim": "robustbench_sparse.config.sparse_optimizers",
+    "robustbench_sparse.speed": "robustbench_sparse.engine.autotune",
+    "robustbench_sparse.stats": "robustbench_sparse.foundation.intervals",
+    "robustbench_sparse.stored": "robustbench_sparse.runs.rebuild",
+    "robustbench_sparse.train": "robustbench_sparse.training.trainer",
+    "robustbench_sparse.yaml_numbers": "robustbench_sparse.config.yaml_reader",
+}
+
+MOVED = _RENAMED | {
+    f"{place.partition('.')[0]}.{name}": f"{place}.{name}"
+    for place, names in _WENT.items()
+    for name in names.split()
+}

@@ -1,0 +1,144 @@
+"""A checked benchmark: every plug-in built, every default filled in, nothing left that could fail by a typo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from attacks.base import Attack, Threat
+from defenses import DEFENSES
+from defenses.base import Defense
+from robustbench_sparse.config.optimizers import OptimiserSpec, ScheduleSpec
+from robustbench_sparse.config.plugins import build, settings_of
+from robustbench_sparse.config.schema import BenchmarkConfig, Entry, StageConfig
+from robustbench_sparse.data.base import Dataset, DatasetSpec
+from robustbench_sparse.data.loading import prepare_data
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.models.base import ModelSpec
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """A labelled attack with its threat.
+
+    Attributes:
+        label: its column in the leaderboard.
+        name: its key in a config.
+        attack, threat: built.
+        source: what names the weights that adversarials are made on, where those are another network's.
+    """
+
+    label: str
+    name: str
+    attack: Attack
+    threat: Threat
+    source: str = ""
+
+    def record(self) -> Entry:
+        """Everything that determines the attack's numbers, as plain values."""
+        return {"name": self.name, **settings_of(self.attack), "threat": settings_of(self.threat)}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage with its optimiser and schedule."""
+
+    config: StageConfig
+    optimiser: OptimiserSpec
+    schedule: ScheduleSpec
+
+    def record(self) -> Entry:
+        """Everything that determines the stage's numbers, as plain values."""
+        return {
+            **self.config.model_dump(),
+            "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimiser)},
+            "schedule": {"name": self.config.schedule["name"], **settings_of(self.schedule)},
+        }
+
+
+@dataclass(frozen=True)
+class DefensePlan:
+    """A defense's entry, from which every run builds an instance of its own.
+
+    Attributes:
+        name: its key in a config.
+        settings: as given there.
+        stages: the stages in which its training hooks run; None means all.
+    """
+
+    name: str
+    settings: Entry
+    stages: tuple[int, ...] | None
+
+    def build(self) -> Defense:
+        """A fresh instance."""
+        return build(DEFENSES, {"name": self.name, **self.settings}, "defense", Defense)
+
+    def acts_in(self, stage: int) -> bool:
+        """Whether its training hooks run in this stage."""
+        return self.stages is None or stage in self.stages
+
+    def record(self) -> Entry:
+        """Everything that determines its numbers, as plain values."""
+        stages = list(self.stages) if self.stages is not None else None
+        return {"name": self.name, **settings_of(self.build()), "stages": stages}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One row: label, network, defenses, stages."""
+
+    label: str
+    model_name: str
+    model: ModelSpec
+    defenses: list[DefensePlan]
+    stages: list[StagePlan]
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether a defense or an optimiser makes the network sparse."""
+        return any(d.build().sparsifies for d in self.defenses) or any(
+            s.optimiser.sparsifies for s in self.stages
+        )
+
+    def parts(self) -> list[object]:
+        """All plug-ins that a training is made of."""
+        stages = [part for stage in self.stages for part in (stage.optimiser, stage.schedule)]
+        return [self.model, *(d.build() for d in self.defenses), *stages]
+
+    def record(self) -> Entry:
+        """Everything that determines the training's numbers but data, seed and code, as plain values."""
+        return {
+            "model": {"name": self.model_name, **settings_of(self.model)},
+            "defenses": [d.record() for d in self.defenses],
+            "stages": [s.record() for s in self.stages],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The benchmark. ``published`` holds values by run and column."""
+
+    config: BenchmarkConfig
+    dataset_name: str
+    dataset: DatasetSpec
+    attacks: list[AttackPlan]
+    runs: list[RunPlan]
+    published: dict[str, dict[str, float]]
+
+    def prepare(self, dataset: Dataset, device: torch.device) -> PreparedData:
+        """The data set cut and moved as the config says; UserError where it is too small for that."""
+        c = self.config
+        return prepare_data(
+            dataset,
+            device,
+            validation=c.validation,
+            train_limit=c.train_limit,
+            test_limit=c.evaluation.limit,
+        )
+
+    @property
+    def threat(self) -> Threat:
+        """The benchmark's threat, which attacks and defenses take over unless they say otherwise."""
+        return self.config.threat.threat()

@@ -1,0 +1,177 @@
+"""The schema of a benchmark file: which keys there are, their types and their defaults."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from attacks.base import Threat
+
+Entry = dict[str, Any]
+
+# Beyond any use, and short of what overflows somewhere later.
+MOST_IMAGES, MOST_EPS = 1_000_000_000, 1e6
+MOST_NAME = 100  # characters of a name or label: folders are named by them, with a seed and a hash behind
+
+
+Level = Literal["off", "quick", "full"]  # of a certificate, from none to the most
+LEVELS = get_args(Level)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ThreatConfig(_Strict):
+    """The adversary's set: norm and radius."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(8 / 255, ge=0)
+
+    @model_validator(mode="after")
+    def _eps_in_pixel_range(self) -> ThreatConfig:
+        # Pixels lie in [0, 1]. Beyond 1, l_inf bounds nothing: what is meant is 8/255, or no bound (.inf).
+        if self.norm == "linf" and 1 < self.eps < math.inf:
+            raise ValueError(
+                "expected a radius eps of at most 1 for linf, in units of the pixel range (8/255, not 8)"
+            )
+        if MOST_EPS < self.eps < math.inf:
+            raise ValueError(f"expected a radius eps of at most {MOST_EPS:g}, or .inf")
+        return self
+
+    @model_validator(mode="after")
+    def _eps_of_l2(self) -> ThreatConfig:
+        # 8/255 is a radius for l_inf; as an l2 radius it would make any network look robust.
+        if self.norm == "l2" and "eps" not in self.model_fields_set:
+            raise ValueError("expected the radius eps, too, for the norm l2")
+        return self
+
+    def threat(self) -> Threat:
+        """The same as the attacks know it."""
+        return Threat(norm=self.norm, eps=self.eps)
+
+
+class EvaluationConfig(_Strict):
+    """How networks are judged.
+
+    Attributes:
+        batch_size: images attacked at once; ``auto`` is chosen by measurement.
+        precision: of the copy that attacks climb on. Whatever is found in ``bf16`` is judged in float32 on the
+            network itself, and attacked again there where it does not hold. ``auto`` takes what is measured to be
+            faster.
+        compile: whether that copy is compiled; ``auto`` where it is measured to be faster and the work is worth it.
+        draws: fresh passes that a random network's verdict on an image is averaged over.
+        limit: judge only so many test images, a fixed random choice; None means all.
+        certificate: how far to examine whether the numbers can be believed, on a part of the images: ``off``, ``quick``
+            (about a minute for a small network) or ``full``.
+    """
+
+    batch_size: Annotated[int, Field(gt=0, le=MOST_IMAGES)] | Literal["auto"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    draws: int = Field(10, gt=0, le=100_000)
+    limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
+    certificate: Level = "off"
+
+
+class AugmentConfig(_Strict):
+    """Random crop after zero padding by ``crop`` pixels, and horizontal flip."""
+
+    crop: int = Field(0, ge=0, le=1024)
+    flip: bool = False
+
+
+class StageConfig(_Strict):
+    """One stage of training.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images per step.
+        optimizer, schedule: plug-ins.
+        augment: what happens to the images first.
+        selection: ``best`` keeps the epoch with the best validation accuracy of the deployed network,
+            ``adversarial`` the one with the best validation accuracy under IFGSM-10 in the benchmark's
+            threat, ``last`` the last.
+        select_after: the first epoch (from 0, within the stage) that may be selected.
+        precision: ``bf16`` runs forward passes, and attacks in training, under bfloat16 autocast; judging is always
+            float32. ``auto`` takes what is measured to be faster; ``fp32`` where the work is small.
+        compile: whether they are compiled; ``auto`` where it is measured to be faster and the work is worth it.
+    """
+
+    epochs: int = Field(..., gt=0, le=1_000_000)
+    batch_size: int = Field(128, gt=0, le=MOST_IMAGES)
+    optimizer: Entry = Field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
+    schedule: Entry = Field(default_factory=lambda: {"name": "constant"})
+    augment: AugmentConfig = AugmentConfig()
+    selection: Literal["best", "adversarial", "last"] = "best"
+    select_after: int = Field(0, ge=0, le=1_000_000)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _bare_name(cls, entry: Any) -> Any:
+        return {"name": entry} if isinstance(entry, str) else entry
+
+
+class RunConfig(_Strict):
+    """One row of the benchmark: a network, its defenses, and what differs from the training defaults."""
+
+    model: str | Entry | None = None
+    defenses: list[str | Entry] = []
+    train: Entry = {}
+
+
+class PublishedConfig(_Strict):
+    """Published values: a CSV with a column ``run`` and columns named as in the leaderboard, or values."""
+
+    file: str | None = None
+    values: dict[str, dict[str, float]] = {}
+
+
+class BenchmarkConfig(_Strict):
+    """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them.
+
+    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label. Seeds are different
+    whole numbers in [0, 2^31), names and labels have at most 100 characters.
+    """
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=MOST_NAME)
+    source: str = Field("", max_length=1000)
+    data: str | Entry
+    validation: int = Field(0, ge=0, le=MOST_IMAGES)
+    train_limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
+    threat: ThreatConfig = ThreatConfig()
+    suite: Literal["quick", "standard", "full"] | None = None
+    attacks: dict[str, str | Entry] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: list[int] = Field([0], min_length=1, max_length=10_000)
+    threads: int | None = Field(None, gt=0, le=1024)
+    model: str | Entry | None = None
+    train: Entry
+    runs: dict[str, RunConfig] = Field(..., min_length=1)
+    published: PublishedConfig = PublishedConfig()
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _runs(cls, runs: Any) -> Any:
+        # `natural:` with nothing behind it is a run without defenses.
+        return {k: {} if v is None else v for k, v in runs.items()} if isinstance(runs, dict) else runs
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("expected different whole numbers >= 0")
+        if max(seeds) >= 2**31:
+            raise ValueError("expected whole numbers below 2^31")
+        return seeds
+
+
+class NetworkConfig(BenchmarkConfig):
+    """What a given network is judged by: a benchmark that trains nothing."""
+
+    train: Entry = {}
+    runs: dict[str, RunConfig] = Field({}, max_length=0)

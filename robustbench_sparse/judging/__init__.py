@@ -1,0 +1,1 @@
+"""Attacks in, one record per image out."""

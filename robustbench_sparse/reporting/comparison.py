@@ -1,0 +1,102 @@
+"""Two runs side by side, image by image: is the difference more than noise, and which images flip?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from robustbench_sparse.foundation.errors import UserError, near
+from robustbench_sparse.foundation.paired import compare
+from robustbench_sparse.foundation.texts import printable
+from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
+from robustbench_sparse.runs.outcomes import Verdicts, verdicts
+
+FLIPS_SHOWN = 12
+
+
+def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.DataFrame:
+    """The paired comparison of two runs on every column that both have.
+
+    Args:
+        first, second: runs' folders, ``results/<benchmark>/runs/<id>``, judged on the same images.
+        attack: one column only: an attack's label, ``clean`` or ``worst``.
+
+    Returns:
+        One row per column: ``attack``; ``n``; ``first`` and ``second``, percent right; ``difference``, ``low``,
+        ``high``, percentage points, first minus second, with its 95 % interval; ``p`` of the paired test; ``lost``
+        and ``won``, how many images only the first, only the second has right; ``flips``, their positions in the
+        data set, those lost with a minus.
+
+    Raises:
+        UserError: for folders without outcomes, other images, or a column that one of them lacks.
+    """
+    (name_a, a), (name_b, b) = _read(first), _read(second)
+    if a.index != b.index:
+        raise UserError(
+            f"{name_a} and {name_b}: judged on different images; only the same ones can be paired"
+        )
+    shared = [label for label in a.columns if label in b.columns]
+    if attack is not None:
+        if attack not in shared:
+            raise UserError(
+                f"--attack {attack}: not judged in both{near(attack, shared)}; there are: {', '.join(shared)}"
+            )
+        shared = [attack]
+    rows = []
+    for label in shared:
+        found = compare(a.columns[label].tolist(), b.columns[label].tolist())
+        flips = [f"-{a.index[i]}" for i in found.lost] + [f"+{a.index[i]}" for i in found.won]
+        rows.append(
+            {
+                "attack": label,
+                "n": found.n,
+                "first": 100 * float(a.columns[label].mean()),
+                "second": 100 * float(b.columns[label].mean()),
+                "difference": 100 * found.difference,
+                "low": 100 * found.low,
+                "high": 100 * found.high,
+                "p": found.p,
+                "lost": len(found.lost),
+                "won": len(found.won),
+                "flips": " ".join(flips),
+            }
+        )
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def text_of(table: pd.DataFrame, first: str, second: str) -> str:
+    """The comparison for people."""
+    lines = [
+        f"first  {printable(first)}",
+        f"second {printable(second)}",
+        "",
+        "Percent right on the same images; difference first - second with its 95 % interval (Bonett & Price); p of the",
+        "paired test (McNemar's exact one, or a permutation for random networks).",
+        "",
+        f"{'':<16}{'first':>8}{'second':>8}{'difference':>12}{'interval':>18}{'p':>10}{'lost':>7}{'won':>7}",
+    ]
+    for row in table.to_dict("records"):
+        span = f"{row['low']:+.1f} to {row['high']:+.1f}"
+        lines.append(
+            f"{printable(row['attack']):<16}{row['first']:>8.1f}{row['second']:>8.1f}{row['difference']:>+12.1f}{span:>18}"
+            f"{row['p']:>10.2g}{row['lost']:>7}{row['won']:>7}"
+        )
+    for row in table.to_dict("records"):
+        flips = row["flips"].split()
+        if flips:
+            more = f" and {len(flips) - FLIPS_SHOWN} more" if len(flips) > FLIPS_SHOWN else ""
+            lines += [
+                "",
+                f"flips under {printable(row['attack'])} (- lost, + won): {' '.join(flips[:FLIPS_SHOWN])}{more}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> tuple[str, Verdicts]:
+    name = check_run_folder(path)
+    found = verdicts(path / "outcomes", read_manifest(path.absolute().parent.parent))
+    if "clean" not in found.columns:
+        raise UserError(f"{path}: {'; '.join(found.gaps)}")
+    return name, found

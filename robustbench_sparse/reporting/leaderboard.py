@@ -1,0 +1,272 @@
+"""The leaderboard: a pure fold over a benchmark's folder. Every rate is counted from stored outcomes.
+
+results/<benchmark>/benchmark.json                      which runs, which attacks, which threat
+results/<benchmark>/runs/<run id>/run.json              what was run; also training, environment, sparsity
+results/<benchmark>/runs/<run id>/outcomes/<label>.csv  one line per image; <label>.json says how it went
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel
+
+from robustbench_sparse.config.columns import BELIEF, COUNTS, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
+from robustbench_sparse.foundation.errors import UserError, near
+from robustbench_sparse.foundation.files import read_as
+from robustbench_sparse.foundation.paired import ranks
+from robustbench_sparse.runs.certificate_record import NOT_CHECKED, REFUTED, worst_verdict
+from robustbench_sparse.runs.manifest import read_manifest
+from robustbench_sparse.runs.outcomes import because, rates
+from robustbench_sparse.runs.seals import RECORD, Seals
+
+
+class _Facts(BaseModel):
+    model: str
+    defenses: str
+    threat: dict[str, Any]
+
+
+class _Environment(BaseModel):
+    commit: str | None
+
+
+class _Training(BaseModel):
+    status: str
+    reason: str
+    train_seconds: float
+    selected: dict[str, float | None] = {}
+
+
+class _Achieved(BaseModel):
+    kind: str
+    percent: float
+    achieved: float
+
+
+class _Counts(BaseModel):
+    # Without a default: counted from the first version on.
+    weight_sparsity: float | None
+    linear_sparsity: float | None = None
+    channel_sparsity: float | None
+    kernel_sparsity: float | None
+    row_sparsity: float | None
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    sparse_macs: int | None = None
+    asked: list[_Achieved] = []
+    refused: str = ""
+
+
+def fold(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
+    """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
+
+    Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
+    of the clean verdict and the verdicts of all attacks whose candidate lies inside the benchmark's ball, and of the
+    adversarials that the certificate's checks found; it is empty as soon as one attack left a gap. A cell without a
+    complete measurement is empty, and ``status`` says why.
+
+    Sparsities are counted in the saved file; ``asked`` holds what a method was asked for, and behind it what was
+    counted in the layers it was asked of. A row whose file has less than its method claims is refused: it has no
+    numbers.
+    ``train_accuracy`` is that of the selected epoch, on the minibatches as they were trained on.
+
+    ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed. ``rank`` goes by
+    ``worst`` among the rows of the same seed: 1 + the number of rows that are better by more than chance (the paired 95
+    % interval of their difference lies above 0), so rows that cannot be told apart share a rank. Refuted rows share the
+    last one. ``rank_seeds`` is the same for the mean over the seeds.
+
+    Args:
+        folder: ``results/<benchmark>``.
+        only: labels of runs, in which ``*`` and ``?`` stand for other characters; all runs if empty. Ranks are among
+            these.
+
+    Raises:
+        UserError: naming the file, when there is no benchmark here or a file of it is damaged, or no such run.
+    """
+    manifest = read_manifest(folder)
+    labels: list[str] = manifest["attacks"]
+    rows = [_row(folder, manifest, entry) for entry in _chosen(folder, manifest, only)]
+    _rank(rows)
+    wanted = {c for columns in manifest["published"].values() for c in columns}
+    rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
+    metrics = ["clean", *labels, "worst", *SPARSITIES, *TRAIN]
+    published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
+    floats = [*rates, *SPARSITIES, *TRAIN, *published, *SECONDS]
+    table = pd.DataFrame(
+        rows,
+        columns=[
+            *IDENTITY, *rates, *BELIEF, *SPARSITIES, "asked", *COUNTS, *TRAIN, *published, *SECONDS, "status", "run_id",
+            "commit",
+        ],
+    )  # fmt: skip
+    types = {
+        **dict.fromkeys(floats, "float64"),
+        **dict.fromkeys(("seed", "n", "rank", "rank_seeds", *COUNTS), "Int64"),
+    }
+    typed: pd.DataFrame = table.astype(types)
+    return typed
+
+
+def _chosen(folder: Path, manifest: Mapping[str, Any], only: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The runs of these labels, in the config's order."""
+    runs: list[Mapping[str, Any]] = manifest["runs"]
+    labels = [entry["run"] for entry in runs]
+    for pattern in only:
+        if not fnmatch.filter(labels, pattern):
+            known = list(dict.fromkeys(labels))
+            raise UserError(
+                f"--only {pattern}: no such run in {folder}{near(pattern, known)}; there are: {', '.join(known)}"
+            )
+    return [e for e in runs if not only or any(fnmatch.fnmatchcase(e["run"], pattern) for pattern in only)]
+
+
+def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
+    """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
+
+    Raises:
+        UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
+    """
+    if (folder / "benchmark.json").is_file():
+        return [fold(folder, only)]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found = [fold(path.parent, only) for path in sorted(folder.glob("*/benchmark.json"))]
+    if not found:
+        raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
+    return found
+
+
+def rates_of(table: pd.DataFrame) -> list[str]:
+    """The rate columns of a table in its order: those that come with an interval."""
+    return [c for c in table.columns if f"{c}_lo" in table.columns and f"{c}_hi" in table.columns]
+
+
+def aggregate(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (ddof = 1) over the seeds of every run, for rates and sparsities.
+
+    Both are empty where any seed has a gap; the deviation is empty for a single seed. ``n`` is the number of
+    images of one seed, empty when the seeds differ in it.
+    """
+    averaged = [*rates_of(table), *(c for c in (*SPARSITIES, *TRAIN) if c in table.columns)]
+    rows = []
+    for (benchmark, run), group in table.groupby(["benchmark", "run"], sort=False):
+        seeds = [int(seed) for seed in group["seed"]]
+        row: dict[str, Any] = {"benchmark": benchmark, "run": run, "seeds": len(seeds)}
+        for column in ("dataset", "model", "defenses"):
+            row[column] = next((v for v in group[column] if v), "")
+        row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
+        if "verdict" in group:
+            row["rank"] = group["rank_seeds"].iloc[0]
+            row["verdict"] = worst_verdict(list(group["verdict"]))
+            row["flags"] = " ".join(dict.fromkeys(" ".join(group["flags"]).split()))
+        for column in averaged:
+            row[f"{column}_mean"] = group[column].mean(skipna=False)
+            row[f"{column}_std"] = group[column].std(ddof=1, skipna=False)
+        for column in (c for c in table.columns if c.startswith(PUBLISHED)):
+            row[column] = group[column].iloc[0]
+        troubles = [
+            f"seed {s}: {text}" for s, text in zip(seeds, group["status"], strict=True) if text != "ok"
+        ]
+        row["status"] = "; ".join(troubles) or "ok"
+        rows.append(row)
+    front = ["benchmark", "run", "dataset", "model", "defenses", "seeds", "n"]
+    pairs = [f"{c}_{kind}" for c in averaged for kind in ("mean", "std")]
+    published = [c for c in table.columns if c.startswith(PUBLISHED)]
+    belief = [c for c in ("rank", "verdict", "flags") if c in table.columns]
+    out = pd.DataFrame(rows, columns=[*front, *pairs, *belief, *published, "status"])
+    types = {
+        **dict.fromkeys(("n", "seeds", *belief[:1]), "Int64"),
+        **dict.fromkeys([*pairs, *published], "float64"),
+    }
+    typed: pd.DataFrame = out.astype(types)
+    return typed
+
+
+def _rank(rows: list[dict[str, Any]]) -> None:
+    """Give every row with a worst case its rank among those of its seed, and over all seeds; see ``fold``."""
+    runs, seeds = ({row[k]: None for row in rows} for k in ("run", "seed"))
+    of = {(row["run"], row["seed"]): row for row in rows}
+    for chosen, column in [*(([seed], "rank") for seed in seeds), (list(seeds), "rank_seeds")]:
+        means: dict[str, Sequence[float]] = {}
+        refuted = []
+        for run in runs:
+            mine = [of.get((run, seed), {}) for seed in chosen]
+            worst = [row["_worst"] for row in mine if "_worst" in row]
+            if len(worst) < len(chosen):
+                continue
+            if any(row["verdict"] == REFUTED for row in mine):
+                refuted.append(run)
+            elif len({len(w) for w in worst}) == 1:
+                count = len(worst)  # one seed's verdicts are their own mean
+                means[run] = (
+                    worst[0] if count == 1 else [math.fsum(v) / count for v in zip(*worst, strict=True)]
+                )
+        comparable = len({len(m) for m in means.values()}) <= 1
+        given = dict(zip(means, ranks(list(means.values())), strict=True)) if comparable else {}
+        given |= dict.fromkeys(refuted, len(means) + 1)
+        for run, seed in of:
+            if seed in chosen:
+                of[run, seed][column] = given.get(run, pd.NA)
+    for row in rows:
+        row.pop("_worst", None)
+
+
+def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One run and seed."""
+    row: dict[str, Any] = {
+        "benchmark": manifest["name"],
+        "run": entry["run"],
+        "seed": entry["seed"],
+        "dataset": manifest["dataset"],
+        "model": "",
+        "defenses": "",
+        "verdict": NOT_CHECKED,
+        "flags": "",
+        "asked": "",
+        "run_id": entry["run_id"],
+        "commit": "",
+    }
+    for column, value in manifest["published"].get(entry["run"], {}).items():
+        row[f"{PUBLISHED}{column}"] = value
+    home = folder / "runs" / entry["run_id"]
+    seals = Seals(home)
+    if not (home / "run.json").is_file():
+        return {**row, "status": "not trained"}
+    if not seals.has("run.json"):
+        return {**row, "status": f"incomplete: no {RECORD} that names run.json (of an earlier version?)"}
+    # Whatever the row is made of, its weights too; outcomes are checked where they are read.
+    seals.check(*(name for name in seals.hashes() if not name.startswith("outcomes/")))
+    facts = read_as(home / "run.json", _Facts)
+    if facts["threat"] != manifest["threat"]:
+        raise UserError(f"{home / 'run.json'}: of another threat than {folder / 'benchmark.json'}")
+    row.update(model=facts["model"], defenses=facts["defenses"])
+    if seals.has("environment.json"):
+        row["commit"] = read_as(home / "environment.json", _Environment)["commit"] or ""
+    if not seals.has("training.json"):
+        return {**row, "status": "incomplete: training"}
+    training = read_as(home / "training.json", _Training)
+    row["train_seconds"] = training["train_seconds"]
+    row["train_accuracy"] = training["selected"].get("train_accuracy")
+    if training["status"] != "complete":
+        return {**row, "status": because(training)}
+    problems = []
+    if seals.has("sparsity.json"):
+        counted = read_as(home / "sparsity.json", _Counts)
+        if counted["refused"]:
+            return {**row, "status": f"refused: {counted['refused']}"}
+        row.update({name: counted[name] for name in (*SPARSITIES, *COUNTS)})
+        row["asked"] = "; ".join(
+            f"{a['kind']} {a['percent']:g}: {a['achieved']:.2f}" for a in counted["asked"]
+        )
+    else:
+        problems.append("incomplete: sparsity")
+    measured, gaps, notes = rates(home / "outcomes", manifest)
+    problems += gaps
+    return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}

@@ -1,0 +1,227 @@
+"""Comparing a leaderboard with a reference, so that a change that costs accuracy does not pass unseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robustbench_sparse.config.columns import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
+from robustbench_sparse.foundation.errors import UserError, one_line, shown
+from robustbench_sparse.foundation.intervals import difference, wilson
+from robustbench_sparse.foundation.texts import csv_text, printable
+from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.sparsity.claims import POINTS
+
+_EQUAL = ("parameters", "macs")
+_NOT_COMPARED = {
+    *(*IDENTITY, *SECONDS, *BELIEF, *TRAIN),
+    *("seeds", "status", "run_id", "commit", "asked", "nonzero_parameters", "sparse_macs"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One thing that is not as the reference says.
+
+    Attributes:
+        run: name of the run, with its seed where the reference has seeds.
+        column: name of the column, empty when the row is gone.
+        reference: the value it should have; nan where there is none to give.
+        measured: the value found; nan for an empty cell.
+        problem: what is wrong, in words.
+    """
+
+    run: str
+    column: str
+    reference: float
+    measured: float
+    problem: str
+
+
+def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list[Difference]:
+    """Compare a leaderboard with a reference; an empty list means that all the reference states still holds.
+
+    * A rate differs when 0 lies outside the joint 95 % interval (Newcombe's) of measured minus reference.
+      The reference's number of images is its column ``n``; without one, its rates are taken as exact. In a
+      reference without seeds the mean over the measured seeds is compared, as if measured on the images of
+      one seed, since all seeds see the same images.
+    * A sparsity differs when it is off by more than 0.1 percentage points; ``parameters`` and ``macs`` when
+      they are not equal.
+    * A row or column that is gone, or a cell that became empty, is a difference. New ones are not.
+
+    Args:
+        measured: a benchmark's folder, a leaderboard as CSV, or the table of ``leaderboard.fold``.
+        reference: a CSV with a column ``run``, perhaps ``seed`` and ``n``, and any columns of the
+            leaderboard. ``leaderboard.csv`` and ``leaderboard_seeds.csv`` of earlier results are such files.
+
+    Raises:
+        UserError: a file that cannot be read, or a reference that states nothing.
+    """
+    ours = str(measured) if isinstance(measured, Path) else "measured"
+    name = str(reference) if isinstance(reference, Path) else "reference"
+    found, wanted = _table(measured, ours), _table(reference, name)
+    keys = ["run", "seed"] if "seed" in wanted.columns else ["run"]
+    columns = [c for c in wanted.columns if not _is_aside(c)]
+    if wanted.empty or not columns:
+        raise UserError(f"{name}: states no rate and no sparsity to compare with")
+    for key in keys:
+        if key not in found.columns:
+            raise UserError(f"{ours}: expected a column {key!r}, as {name} has one")
+    for column in columns:
+        bounds = None if column in (*SPARSITIES, *_EQUAL) else (0, 100)
+        for table, source in ((wanted, name), (found, ours)):
+            if column in table.columns:
+                table[column] = _numbers(table[column], source, bounds, "percentages in [0, 100]")
+    out: list[Difference] = []
+    for _, row in wanted.iterrows():
+        rows = found
+        for key in keys:
+            rows = rows[rows[key] == row[key]]
+        run = _name(row)
+        if rows.empty:
+            out.append(_difference(run, "", math.nan, math.nan, "the row is gone"))
+            continue
+        out += [d for c in columns if (d := _compare(run, c, row, rows)) is not None]
+    return out
+
+
+def text_of(differences: Sequence[Difference]) -> str:
+    """The differences as a table in plain text, one line each, under a heading."""
+    lines = [["run", "column", "reference", "measured", "problem"]]
+    for d in differences:
+        numbers = ["" if math.isnan(v) else f"{v:.2f}" for v in (d.reference, d.measured)]
+        lines.append([printable(text) for text in (d.run, d.column, *numbers, d.problem)])
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    out = []
+    for *cells, problem in lines:
+        run, column, wanted, measured = (
+            text.rjust(width) if i > 1 else text.ljust(width)
+            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        out.append(f"{run}  {column}  {wanted}  {measured}  {problem}")
+    return "\n".join(out)
+
+
+def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> Difference | None:
+    """One cell of the reference against the same cell of the measured rows (several seeds: their mean)."""
+    wanted = float(row[column])
+    if math.isnan(wanted):
+        return None
+    if column not in rows.columns:
+        return _difference(run, column, wanted, math.nan, "the column is gone")
+    value = float(rows[column].mean(skipna=False))
+    if math.isnan(value):
+        status = "; ".join(dict.fromkeys(str(s) for s in rows.get("status", ()) if s != "ok"))
+        return _difference(run, column, wanted, value, f"the cell is empty ({status or 'no reason given'})")
+    if column in _EQUAL:
+        return None if value == wanted else _difference(run, column, wanted, value, "expected to be equal")
+    if column in SPARSITIES:
+        # The slack is for binary fractions: 80.1 - 80.0 is above 0.1 in floating point.
+        if abs(value - wanted) <= POINTS + 1e-9:
+            return None
+        return _difference(run, column, wanted, value, f"more than {POINTS} points apart")
+    images = float(rows["n"].min(skipna=False)) if "n" in rows.columns else math.nan
+    if math.isnan(images):
+        return _difference(run, column, wanted, value, "the measured row has no n")
+    low, high = _interval(value, int(images), wanted, row.get("n"))
+    if low <= 0 <= high:
+        return None
+    return _difference(
+        run, column, wanted, value, f"95 % interval of the difference: {low:+.2f} to {high:+.2f}"
+    )
+
+
+def _interval(value: float, n: int, reference: float, n_reference: Any) -> tuple[float, float]:
+    """95 % interval of measured minus reference, all in percent; without its n the reference is exact."""
+    if n_reference is None or pd.isna(n_reference):
+        low, high = wilson(min(value / 100 * n, n), n)
+        return 100 * low - reference, 100 * high - reference
+    m = int(n_reference)
+    low, high = difference(min(value / 100 * n, n), n, min(reference / 100 * m, m), m)
+    return 100 * low, 100 * high
+
+
+def _difference(run: str, column: str, reference: float, measured: float, problem: str) -> Difference:
+    return Difference(run=run, column=column, reference=reference, measured=measured, problem=problem)
+
+
+def _is_aside(column: str) -> bool:
+    """Whether a column describes the row or another column, and states no result of its own."""
+    return column in _NOT_COMPARED or column.endswith(("_lo", "_hi")) or column.startswith(PUBLISHED)
+
+
+def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table with the columns ``run`` and perhaps ``seed``; over seeds, the means under the plain names."""
+    if isinstance(source, pd.DataFrame):
+        table = source
+    else:
+        table = fold(source) if source.is_dir() else _read(source)
+    means = {c: c.removesuffix("_mean") for c in table.columns if c.endswith("_mean")}
+    spreads = [f"{column}_std" for column in means.values()]
+    out: pd.DataFrame = table.rename(columns=means).drop(columns=[c for c in spreads if c in table.columns])
+    if "run" not in out.columns:
+        raise UserError(f"{name}: expected a column 'run'")
+    twice = out.columns[out.columns.duplicated()]
+    if len(twice):
+        raise UserError(f"{name}: column {shown(twice[0])} stands there twice")
+    if out["run"].isna().any():
+        raise UserError(f"{name}: column 'run': expected a name in every row, got an empty cell")
+    out["run"] = [printable(run) for run in out["run"]]
+    if "seed" in out.columns:
+        out["seed"] = _seeds(out["seed"], name)
+    if "n" in out.columns:
+        out["n"] = _numbers(out["n"], name, (1, 2**53), "numbers of images >= 1")
+    keys = [key for key in ("benchmark", "run", "seed") if key in out.columns]
+    again = out[out.duplicated(keys)]
+    if len(again):
+        raise UserError(f"{name}: the row {shown(_name(again.iloc[0]))} stands there twice")
+    return out
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A CSV with the texts as they were before they were made cells."""
+    try:
+        # As it is: what a damaged archive raises is of many kinds.
+        table = pd.read_csv(path, dtype={"run": str}, low_memory=False, compression=None)
+    except (OSError, ValueError) as e:
+        problem = e.strerror if isinstance(e, OSError) else None
+        raise UserError(f"{path}: cannot be read as CSV: {one_line(problem or e)[:200]}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path}: cannot be read as CSV: rows have more cells than the heading")
+    table.columns = pd.Index([csv_text(str(column)) for column in table.columns])
+    if "run" in table.columns:
+        table["run"] = table["run"].map(csv_text, na_action="ignore")
+    out: pd.DataFrame = table
+    return out
+
+
+def _numbers(
+    cells: pd.Series[Any], name: str, bounds: tuple[float, float] | None = None, what: str = ""
+) -> pd.Series[float]:
+    """A column of numbers, some of which may be missing; UserError for anything else, or outside the bounds."""
+    numbers: pd.Series[float] = pd.to_numeric(cells, errors="coerce").astype("float64")
+    bad = cells[numbers.isna() & cells.notna()]
+    if len(bad):
+        raise UserError(f"{name}: column {shown(cells.name)}: expected numbers, got {shown(bad.tolist()[0])}")
+    bad = cells[~(numbers.isna() | numbers.between(*bounds))] if bounds else bad
+    if len(bad):
+        raise UserError(f"{name}: column {shown(cells.name)}: expected {what}, got {shown(bad.tolist()[0])}")
+    return numbers
+
+
+def _seeds(cells: pd.Series[Any], name: str) -> pd.Series[int]:
+    numbers = _numbers(cells, name)
+    bad = cells[~(numbers % 1 == 0)]
+    if len(bad):
+        raise UserError(f"{name}: column 'seed': expected whole numbers, got {shown(bad.tolist()[0])}")
+    return numbers.astype("Int64")
+
+
+def _name(row: pd.Series[Any]) -> str:
+    """How a row is named to people."""
+    return str(row["run"]) + (f" (seed {row['seed']})" if "seed" in row.index else "")

@@ -1,0 +1,1 @@
+"""What lies on the disk: the one room that spells file names."""

@@ -1,0 +1,178 @@
+"""Reading a run's folder: rates and their intervals, counted from the stored verdicts of every image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attacks.base import Norm, Threat
+from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.files import read_keys
+from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.runs.certificate_record import Certificate, read_certificate
+from robustbench_sparse.runs.seals import Seals
+
+# What the judge writes of an image that has a verdict; any other word is a failure.
+JUDGED = ("ok", "outside_box", "outside_ball")
+
+
+def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Rate cells of one run; what keeps them from being complete; and what was put right on the way."""
+    found = verdicts(folder, manifest)
+    if "clean" not in found.columns:
+        return {}, found.gaps, []
+    row: dict[str, Any] = {"n": len(found.columns["clean"]), "eval_seconds": found.seconds}
+    for label, correct in found.columns.items():
+        row.update(_cells(label, correct))
+    certificate = found.certificate
+    row.update({"verdict": certificate.verdict, "flags": " ".join(certificate.flags)})
+    if "worst" in found.columns:
+        row["_worst"] = found.columns["worst"].to_numpy()  # what rows are ranked by
+    return row, found.gaps, found.notes
+
+
+@dataclass
+class Verdicts:
+    """What one run's folder says of every image.
+
+    Attributes:
+        columns: label -> share of draws classified right, per image, in the same order; ``clean``, every attack
+            that left no gap, and ``worst`` where none did. ``worst`` counts the adversarials of the certificate's
+            checks, too.
+        index: the images' positions in the data set.
+        gaps: why a column is missing.
+        notes: what was put right on the way.
+        certificate: whether the numbers can be believed.
+        seconds: time spent judging, the certificate's included.
+    """
+
+    columns: dict[str, pd.Series[float]]
+    index: list[int]
+    gaps: list[str]
+    notes: list[str]
+    certificate: Certificate
+    seconds: float = 0.0
+
+
+def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
+    """Read a run's outcomes. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
+    clean, problem, seconds = _outcome(folder, "clean", ("index", "label", "correct"), None)
+    if clean is None:
+        return Verdicts({}, [], [problem], [], Certificate(found={}))
+    certificate = read_certificate(folder.parent, manifest)
+    seconds += certificate.seconds
+    found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], certificate, seconds)
+    worst, some_inside = clean["correct"], False
+    for label in manifest["attacks"]:
+        columns = ("index", "label", "adv_correct", "linf", "l2", "status")
+        table, problem, seconds = _outcome(folder, label, columns, manifest["settings"].get(label))
+        found.seconds += seconds
+        if table is None:
+            found.gaps.append(problem)
+            continue
+        if not (table["index"].equals(clean["index"]) and table["label"].equals(clean["label"])):
+            found.gaps.append(f"{label}: judged on other images than clean")
+            continue
+        without = ~table["status"].isin(JUDGED) | table["adv_correct"].isna()
+        if without.any():
+            kinds = ", ".join(sorted(set(map(str, table["status"][without]))))
+            found.gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
+            continue
+        for flag in ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",):
+            count = int((table["status"] == flag).sum())
+            found.notes += [f"{label}: {count} {flag}, projected back"] if count else []
+        found.columns[label] = table["adv_correct"]
+        inside = _inside(table, manifest["threat"])
+        some_inside = some_inside or bool(inside.any())
+        worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
+    more = clean["index"].map(certificate.found)
+    worst = worst.mask(more < worst, more)
+    if manifest["attacks"] and not found.gaps:
+        if some_inside or certificate.found:
+            found.columns["worst"] = worst
+        else:
+            found.gaps.append("worst: no attack's image lies in the benchmark's ball")
+    if certificate.note:
+        found.gaps.append(certificate.note)
+    return found
+
+
+def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:
+    """A rate and its interval, in percent."""
+    if len(correct) == 0:
+        return {}
+    total = math.fsum(correct)
+    low, high = wilson(total, len(correct))
+    return {name: 100 * total / len(correct), f"{name}_lo": 100 * low, f"{name}_hi": 100 * high}
+
+
+def _inside(table: pd.DataFrame, threat: Mapping[str, Any]) -> pd.Series[bool]:
+    """Which candidates the benchmark's adversary may choose."""
+    ball = Threat(norm=threat["norm"], eps=float(threat["eps"]))
+    return table[ball.norm] <= ball.reach
+
+
+def reach_of(eps: float, norm: Norm) -> float:
+    """A radius with the judge's allowance for rounding; none at 0, where only the clean image counts."""
+    return 0.0 if eps == 0 else Threat(norm=norm, eps=eps).reach
+
+
+def _outcome(
+    folder: Path, label: str, columns: Sequence[str], settings: Mapping[str, Any] | None
+) -> tuple[pd.DataFrame | None, str, float]:
+    """An outcome's table and seconds, or None and why there is none. The third column is the verdict.
+
+    The table's ``attrs`` say whether the attack is ``bounded``: one that seeks the smallest perturbation is not,
+    and a candidate outside the ball is no fault of it.
+
+    An outcome of other settings than the benchmark's present ones, left from before a change, is none.
+    """
+    about_path, path = folder / f"{label}.json", folder / f"{label}.csv"
+    names = [f"{folder.name}/{p.name}" for p in (about_path, path)]
+    seals = Seals(folder.parent)
+    if not seals.has(names[0]):
+        return None, f"incomplete: {label}", 0.0
+    seals.check(names[0])
+    keys = ("status", "reason", "n", "seconds", "key", "bounded")
+    about = read_keys(about_path, keys, {"bounded": True})
+    try:
+        seconds = float(about["seconds"] or 0.0)
+        changed = settings is not None and about["key"].get("attack") != settings
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(f"{about_path}: damaged: {one_line(e)}") from None
+    if changed:
+        return None, f"incomplete: {label} (its settings have changed)", 0.0
+    if about["status"] != "ok":
+        return None, f"{label}: {because(about)}", seconds
+    seals.check(names[1])
+    try:
+        table = pd.read_csv(path)
+        missing = [c for c in columns if c not in table.columns]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}")
+        for column in columns:
+            if column != "status":
+                table[column] = pd.to_numeric(table[column])
+        verdict = table[columns[2]]
+        if len(table) != about["n"]:
+            raise ValueError(f"{len(table)} images, but {about_path.name} says {about['n']}")
+        if table["index"].duplicated().any():
+            raise ValueError("an image stands there twice")
+        if "status" in table and not pd.api.types.is_string_dtype(table["status"].dropna()):
+            raise ValueError("status: expected texts")
+        if not verdict.dropna().between(0, 1).all() or (label == "clean" and verdict.isna().any()):
+            raise ValueError(f"{columns[2]}: expected shares in [0, 1]")
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"{path}: damaged: {one_line(e)}") from None
+    table.attrs["bounded"] = about["bounded"]
+    return table, "", seconds
+
+
+def because(about: Mapping[str, Any]) -> str:
+    """``status: reason`` on one line."""
+    return f"{about['status']}: {one_line(about['reason'])}" if about["reason"] else str(about["status"])

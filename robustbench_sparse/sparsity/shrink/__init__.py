@@ -1,0 +1,1 @@
+"""Networks without their dead channels: found, removed for real, proven equal."""

@@ -1,0 +1,94 @@
+"""One network judged: how fast it may be attacked, its outcomes, its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace as changed
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from attacks.base import is_stochastic
+from robustbench_sparse.certificate.examination import Examination
+from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.engine.autotune import Speed, for_attacks, recorded
+from robustbench_sparse.foundation.errors import contained
+from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.streams import derive
+from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.relatives import Relatives
+from robustbench_sparse.sparsity.counting import count_macs
+
+
+def judge_network(
+    model: nn.Module,
+    plan: Plan,
+    data: PreparedData,
+    folder: Path,
+    seed: int,
+    identity: str,
+    show: Show,
+    title: str,
+    kin: Relatives | None = None,
+    gate: Callable[[pd.DataFrame], None] | None = None,
+) -> None:
+    """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
+
+    Args:
+        model: the network in eval mode, on the data's device.
+        plan: holds the attacks and how to judge.
+        data: holds the test images.
+        folder: the run's.
+        seed: the run's.
+        identity: names the weights and the data set.
+        show, title: where progress goes, and under which name.
+        kin: other networks that some attacks and checks need.
+        gate: sees the verdicts on clean images before anything is attacked, and may raise.
+    """
+    c, kin = plan.config.evaluation, kin or Relatives()
+    attacks = [kin.bound(a) for a in plan.attacks]
+    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
+
+    def choose() -> Speed:
+        random = is_stochastic(model)
+        passes = sum(a.attack.cost * (int(getattr(a.attack, "eot", 1)) if random else 1) for a in attacks)
+        work = float(passes) * data.count("test") * count_macs(model, data.channels, data.size)
+        size = None if c.batch_size == "auto" else c.batch_size
+        return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
+
+    asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
+    with contained(f"{title}: measuring its speed"):
+        speed = recorded(folder / "speed.json", asked, choose)
+    protocol = Protocol(
+        seed=derive(seed, "evaluation"),
+        batch_size=speed.batch_size,
+        draws=c.draws,
+        precision=speed.precision,
+    )
+    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
+    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    done = judge.all_done(attacks) and examination.is_done()
+    if gate is not None or not done:
+        clean = judge.clean()
+        if len(clean) < data.count("test"):
+            return  # it crashed, and the outcome says how
+        if gate is not None:
+            gate(clean)
+    if done:
+        judge.tidy()
+        examination.tidy()
+        return
+    with contained(f"{title}: compiling it"):
+        stand_in, note = speed.stand_in(model, x[: speed.batch_size])
+    if note:
+        show.note(f"{title}: {note}")
+    if stand_in is None:
+        protocol = changed(protocol, precision="fp32")
+    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
+    judge.everything(attacks)
+    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    examination.make()
+    examination.tidy()
