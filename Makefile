@@ -38,11 +38,11 @@ scaling: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.scaling $(OPTIONS)
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz/config_mutants.py --count 20000
-	$(BIN)/python tests/fuzz/weights_mutants.py --count 3000
-	$(BIN)/python tests/fuzz/data_paths.py
-	$(BIN)/python tests/fuzz/result_mutants.py --count 1000
-	$(BIN)/python tests/pipeline/killed.py 100
+	$(BIN)/python -m tests.fuzz.config_mutants --count 20000
+	$(BIN)/python -m tests.fuzz.weights_mutants --count 3000
+	$(BIN)/python -m tests.fuzz.data_paths
+	$(BIN)/python -m tests.fuzz.result_mutants --count 1000
+	$(BIN)/python -m tests.pipeline.killed 100
 
 format: $(STAMP)
 	$(BIN)/ruff format .

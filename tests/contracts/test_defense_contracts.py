@@ -8,7 +8,6 @@ import typing
 
 import pytest
 import torch
-from defense_loop import EPOCH, Case, Loop, batch, equal, fresh, logits, natural, same_run
 
 from attacks.base import RandomModule
 from defenses import (
@@ -33,6 +32,7 @@ from defenses import (
     TargetSparsity,
 )
 from robustbench_sparse.config.optimizers import AdaBreg, LinBreg, ProxSGD
+from tests.helpers.defense_loop import EPOCH, Case, Loop, batch, equal, fresh, logits, natural, same_run
 
 # At these settings a defense is natural training, bit for bit.
 ZERO: dict[str, list[Defense]] = {

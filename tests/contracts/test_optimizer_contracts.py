@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from defense_loop import BATCH, EPOCH, Loop, chain, equal, fresh, made, natural, tiny
 from torch import Tensor, nn
 
 from defenses import (
@@ -39,6 +38,7 @@ from robustbench_sparse.config.optimizers import (
     ScheduleSpec,
 )
 from robustbench_sparse.sparsity.counting import zero_shares
+from tests.helpers.defense_loop import BATCH, EPOCH, Loop, chain, equal, fresh, made, natural, tiny
 
 SPECS: dict[str, list[OptimiserSpec]] = {
     "sgd": [SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), SGD(lr=0.1, momentum=0.5, nesterov=True)],

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from defense_loop import EPOCH, MOMENTUM, Case, Loop, chain, fresh, made, same_run, tiny
-from test_defense_contracts import STRONG, cases
 from torch import Tensor, nn
 
 from defenses import (
@@ -30,6 +28,8 @@ from defenses import (
 from robustbench_sparse.config.optimizers import Adam, OptimiserSpec
 from robustbench_sparse.sparsity.claims import against_asked, refusal
 from robustbench_sparse.sparsity.counting import count_layers, zero_shares
+from tests.contracts.test_defense_contracts import STRONG, cases
+from tests.helpers.defense_loop import EPOCH, MOMENTUM, Case, Loop, chain, fresh, made, same_run, tiny
 
 SPARSE = [param for param in cases(STRONG) if param.values[0].defense.sparsifies] + cases(
     {"target_sparsity": STRONG["target_sparsity"]}

@@ -1,4 +1,4 @@
-"""Configs that were changed at random: ``python tests/fuzz/config_mutants.py --count 20000 --seed 0``.
+"""Configs that were changed at random: ``python -m tests.fuzz.config_mutants --count 20000 --seed 0``.
 
 Each mutant of the project's own configs has to make a plan, or be refused in one line that names the file and a line of
 it. Nothing may hang, fill the memory or be written. Exit code 1 where something else came.
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import fault, watched
 
 from robustbench_sparse.config.load import load
+from tests.fuzz.common import fault, watched
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # What a line, or a part of it, becomes; and what a value does.

@@ -1,4 +1,4 @@
-"""Odd places of image data: ``python tests/fuzz/data_paths.py``.
+"""Odd places of image data: ``python -m tests.fuzz.data_paths``.
 
 Each is given as ``data.path`` (or as the folder of a known data set). It has to be read, or refused in one line that
 names it; nothing may hang, fill the memory or be written outside the cache. Exit code 1 where something else came.
@@ -18,11 +18,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import fault, watched
 from PIL import Image
 
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.data import DATASETS
+from tests.fuzz.common import fault, watched
 
 Make = Callable[[Path], None]
 

@@ -1,6 +1,6 @@
 """Result folders with one damaged file, read by everything that reads them.
 
-``python tests/fuzz/result_mutants.py --count 1000 --seed 0``: a small benchmark is run, then so many copies of it are
+``python -m tests.fuzz.result_mutants --count 1000 --seed 0``: a small benchmark is run, then so many copies of it are
 damaged, half of them with a record that fits the damaged file. Whatever reads the folder has to give an answer or one
 line for the user that names a file. Exit code 1 where something else came.
 """
@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import command, fault, watched
-
 from robustbench_sparse import run_benchmark
 from robustbench_sparse.reporting.comparison import compare_runs
 from robustbench_sparse.reporting.curve import curve
@@ -30,6 +28,7 @@ from robustbench_sparse.reporting.tables import text_of
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.seals import RECORD, seal
 from robustbench_sparse.runs.targets import resolve_target
+from tests.fuzz.common import command, fault, watched
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import config_mutants
-import data_paths
 import pytest
-import result_mutants
-import weights_mutants
+
+from tests.fuzz import config_mutants, data_paths, result_mutants, weights_mutants
 
 
 def test_damaged_result_folders_are_answers_or_lines() -> None:

@@ -1,4 +1,4 @@
-"""Files of weights that were damaged, or made to harm: ``python tests/fuzz/weights_mutants.py --count 3000 --seed 0``.
+"""Files of weights that were damaged, or made to harm: ``python -m tests.fuzz.weights_mutants --count 3000 --seed 0``.
 
 Each is loaded into a small network. It has to be taken as it is, or refused in one line that names the file. Exit code
 1 where something else came.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import command, fault, watched
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_sparse.foundation.files import fill, load_weights
 from robustbench_sparse.runs.shrunk_file import record_of
 from robustbench_sparse.runs.targets import resolve_target
+from tests.fuzz.common import command, fault, watched
 
 KINDS = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 KINDS += [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16]

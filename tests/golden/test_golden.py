@@ -1,7 +1,7 @@
 """Numbers pinned to what the project gave before: a change that should not alter them shows it here.
 
 ``small.csv`` was written by one short epoch, at a small learning rate, of the benchmark of
-``tests/pipeline/small.py``: machines differ in the last digits, and in a longer training that difference grows
+``tests/helpers/small.py``: machines differ in the last digits, and in a longer training that difference grows
 until other channels die. Rates are compared as ``robustbench-sparse check`` does, the loss to four digits. To pin
 new numbers on purpose, run this file with RBS_PIN=1.
 """
@@ -9,7 +9,6 @@ new numbers on purpose, run this file with RBS_PIN=1.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +17,9 @@ import pytest
 from robustbench_sparse import run_benchmark
 from robustbench_sparse.reporting.reference import check, text_of
 from robustbench_sparse.reporting.tables import to_csv
+from tests.helpers.small import small
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "pipeline"))
-from small import small  # noqa: E402
 
 
 @pytest.fixture(scope="module")

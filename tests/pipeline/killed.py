@@ -1,6 +1,6 @@
 """The real command line, killed at a point chosen by what it has just written, or is just writing.
 
-``python tests/pipeline/killed.py MOMENT PATTERN NTH ARGUMENTS...``: run the command with the arguments, and send
+``python -m tests.pipeline.killed MOMENT PATTERN NTH ARGUMENTS...``: run the command with the arguments, and send
 SIGKILL to it ``after`` (or ``before``: written, not yet in place) the NTH file whose path matches the pattern. Run
 without arguments, or with a number, it is the matrix: so many kills of one benchmark, each followed by the same command
 again, which has to end with the same files as an unbroken run. Exit code 1 names what differs.

@@ -13,10 +13,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from small import SMALL
 from torch import nn
 
 from robustbench_sparse.cli.main import main
+from tests.helpers.small import SMALL
 
 
 def call(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

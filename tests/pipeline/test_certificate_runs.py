@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from small import small
 from torch import nn
 
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.foundation.errors import UserError
+from tests.helpers.small import small
 
 TINY = replace(
     BUDGETS["quick"], images=40, random_images=24, few=12, steps=10, queries=60, random_draws=60, inner_points=30,

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from small import SMALL
 
 from robustbench_sparse.cli import main as cli
+from tests.helpers.small import SMALL
 
 LIAR = '''
 """Pruning as it is published: by the percentile of the signed weights."""

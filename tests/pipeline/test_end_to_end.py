@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import small
 from torch import Tensor, nn
 
 from attacks import FGSM
@@ -20,6 +19,7 @@ from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import fold
 from robustbench_sparse.reporting.reference import check
+from tests.helpers.small import small
 
 RATES = ["clean", "fgsm", "pgd", "worst"]
 

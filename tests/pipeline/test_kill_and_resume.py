@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from small import small
+
+from tests.helpers.small import small
 
 TIMING = ["train_seconds", "eval_seconds"]
 

@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import killed
 import pytest
+
+from tests.pipeline import killed
 
 
 @pytest.fixture(scope="module")

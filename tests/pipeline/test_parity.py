@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from small import small
 
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.data.augment import Augment
@@ -14,6 +13,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.training.trainer import Trainer
+from tests.helpers.small import small
 
 
 def test_a_run_without_defenses_equals_a_plain_loop(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from small import small
 from typer.testing import CliRunner
 
 from robustbench_sparse import run_benchmark
@@ -17,6 +16,7 @@ from robustbench_sparse.cli.main import app
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.runs.folder import locate
+from tests.helpers.small import small
 
 BF16: dict[str, Any] = {
     "evaluation": {"limit": 96, "batch_size": 32, "draws": 3, "precision": "bf16"},

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import small
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -29,6 +28,7 @@ from robustbench_sparse.runs.shrunk_file import load_shrunk
 from robustbench_sparse.runs.targets import resolve_target
 from robustbench_sparse.sparsity.counting import count_sparsity
 from robustbench_sparse.sparsity.shrink.surgery import Shrunk
+from tests.helpers.small import small
 
 pytest.importorskip("torch_pruning")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from defenses import DEFENSES
@@ -16,6 +15,7 @@ from robustbench_sparse.config.optimizers import OPTIMISERS
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.training.trainer import Trainer
+from tests.helpers.small import small
 
 # What .item(), bool(), int() and masks of unknown size come down to.
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}

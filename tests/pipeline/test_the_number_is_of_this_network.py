@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import linear_nets
 import pandas as pd
 import pytest
 import torch
-from linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
 from torch import Tensor, nn
 
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import fold
 from robustbench_sparse.runs.seals import RECORD
+from tests.helpers import linear_nets
+from tests.helpers.linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
 
 JUDGED: dict[str, Any] = {"dataset": "digits", "attacks": ATTACKS, "eps": EPS, "limit": LIMIT}
 
