@@ -86,13 +86,9 @@ class Threat:
         factor = torch.where(size > self.eps, self.eps / size.clamp_min(1e-30), torch.ones_like(size))
         return (x + delta * per_image(factor, delta)).clamp(0, 1)
 
-    def contains(self, other: Threat, pixels: int) -> bool:
-        """Whether every perturbation of ``other`` is one of this threat, for images of ``pixels`` values."""
-        if self.norm == other.norm:
-            return other.eps <= self.eps
-        if self.norm == "l2":  # the corner of the cube is its farthest point
-            return other.eps * math.sqrt(pixels) <= self.eps
-        return other.eps <= self.eps
+
+# Images, and values in them, that passes over a random network send through it at once: what fits a core's caches.
+_IMAGES, _VALUES = 512, 1 << 19
 
 
 class SampleRandom:
@@ -123,6 +119,19 @@ class SampleRandom:
         """The streams of some images: a bool mask (B,) or indices. They stay shared with this object."""
         chosen = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         return SampleRandom([self._generators[i] for i in chosen.tolist()])
+
+    def branches(self, count: int) -> list[SampleRandom] | None:
+        """``count`` sets of streams, fixed by one draw from each image's own; None where images share a stream.
+
+        Passes that each have a set of their own may run together, in any number, and draw the same numbers.
+        """
+        seeds = [int(torch.randint(2**62, (), generator=g)) for g in self._generators]
+        return [SampleRandom([torch.Generator().manual_seed(s + i) for s in seeds]) for i in range(count)]
+
+    @staticmethod
+    def joined(parts: Sequence[SampleRandom]) -> SampleRandom:
+        """The streams of a batch that consists of several, one after another."""
+        return SampleRandom([g for part in parts for g in part._generators])
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(0, 1) with the shape, type and device of ``like`` (B, ...)."""
@@ -301,11 +310,37 @@ def logits_of(model: nn.Module, x: Tensor, random: SampleRandom, draws: int = 1)
     if not is_stochastic(model):
         out: Tensor = model(x)
         return out
-    with noise_from(model, random):
-        total: Tensor = model(x)
-        for _ in range(draws - 1):
-            total = total + model(x)
+    total: Tensor | None = None
+    for streams, times in _together(x, random, draws):
+        with noise_from(model, streams):
+            now = _stacked(model, x, times).sum(0)
+        total = now if total is None else total + now
+    assert total is not None
     return total / draws
+
+
+def _together(x: Tensor, random: SampleRandom, passes: int) -> Iterator[tuple[SampleRandom, int]]:
+    """Groups of passes over the same images, as large as pays: their streams, and how many passes.
+
+    A few dozen small images cost a pass little more than its layers' calls do; side by side they cost them once.
+    """
+    branches = random.branches(passes) if passes > 1 else None
+    if branches is None:
+        yield from [(random, 1)] * passes
+        return
+    together = max(1, min(_IMAGES // max(len(x), 1), _VALUES // max(x.numel(), 1)))
+    for start in range(0, passes, together):
+        part = branches[start : start + together]
+        yield SampleRandom.joined(part), len(part)
+
+
+def _stacked(model: nn.Module, x: Tensor, times: int) -> Tensor:
+    """Logits (times, B, K) of as many passes at once."""
+    if times == 1:
+        one: Tensor = model(x)
+        return one[None]
+    out: Tensor = model(x.repeat(times, *[1] * (x.ndim - 1)))
+    return out.view(times, len(x), *out.shape[1:])
 
 
 def input_gradient(
@@ -324,15 +359,18 @@ def input_gradient(
     Returns:
         The gradient (B, C, H, W), the mean losses (B,) and the mean logits (B, K), all detached.
     """
-    passes = eot if is_stochastic(model) else 1
+    random_network = is_stochastic(model)
+    passes = eot if random_network else 1
     total: tuple[Tensor, Tensor, Tensor] | None = None
-    for _ in range(passes):
+    for streams, times in _together(x, random, passes):
         point = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            out = logits_of(model, point, random)
-            value = loss(out, y)
+        bound = noise_from(model, streams) if random_network else contextlib.nullcontext()
+        with torch.enable_grad(), bound:
+            out = _stacked(model, point, times)
+            # Pass by pass: a loss may hold something of its own for each image.
+            value = torch.stack([loss(one, y) for one in out])
             (step,) = torch.autograd.grad(value.sum(), point)
-        now = (step, value.detach(), out.detach())
+        now = (step, value.detach().sum(0), out.detach().sum(0))
         total = now if total is None else (total[0] + now[0], total[1] + now[1], total[2] + now[2])
     assert total is not None
     return total if passes == 1 else (total[0] / passes, total[1] / passes, total[2] / passes)

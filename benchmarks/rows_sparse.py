@@ -16,7 +16,7 @@ from robustbench_sparse.config.plugins import build
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.models.build import on_device
-from robustbench_sparse.sparsity.counting import count_macs, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers, count_macs, shares_of
 from robustbench_sparse.sparsity.shrink.proof import same_logits
 from robustbench_sparse.sparsity.shrink.surgery import shrink_network
 
@@ -142,5 +142,5 @@ def _side(name: str, stepper: Stepper) -> Side[None]:
 
 def _note(bench: Bench, stepper: Stepper) -> str:
     engine = "compiled" if bench.sizes.compile else "eager"
-    zeros = zero_shares(stepper.deployed())["weight_sparsity"]
+    zeros = shares_of(count_layers(stepper.deployed()))["weight_sparsity"]
     return f"Batch of {bench.sizes.train_batch}, bf16, {engine}, channels-last; {zeros:.0f} % of the weights zero."

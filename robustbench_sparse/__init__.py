@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from robustbench_sparse.foundation.shadows import refuse_shadows
+from robustbench_sparse.foundation.tuning import tune_process
 
 if TYPE_CHECKING:
     from robustbench_sparse.benchmark import run_benchmark
@@ -22,6 +23,8 @@ __version__ = metadata.version("robustbench_sparse")
 
 
 def __getattr__(name: str) -> Any:
+    if name in __all__:
+        tune_process()  # before torch is imported
     if name == "run_benchmark":
         from robustbench_sparse.benchmark import run_benchmark
 

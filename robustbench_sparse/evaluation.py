@@ -28,6 +28,7 @@ from robustbench_sparse.foundation.files import locked, write_json
 from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.foundation.progress import Show, Silent
 from robustbench_sparse.reporting import tables
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import manifest_of, read_manifest
 from robustbench_sparse.runs.provenance import network_identity
@@ -122,12 +123,12 @@ def evaluate(
         with locked(folder):
             place = _foreign(folder, name, identity, plan, images, seed)
             place.prepare(chosen)
-            _describe_training(place)
+            place.store_foreign()
             with contained(f"{name}: counting its zeros"):
                 place.count(model, data.channels, data.size)
             gate = partial(check_clean, classes=data.classes, expected=expect_clean)
             known = f"{identity}/{images.fingerprint}"
-            judge_network(model, plan, data, place.path, seed, known, show, place.label, gate=gate)
+            judge_network(model, place, plan, data, show, identity=known, title=place.label, gate=gate)
             return tables.write(folder)
 
 
@@ -199,7 +200,7 @@ def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset
     Raises:
         UserError: the folder holds evaluations by other attacks, or on other data or images.
     """
-    path = folder / "benchmark.json"
+    path = folder / names.BENCHMARK
     old = read_manifest(folder) if path.exists() else None
     run_id = f"{_file_name(name)}-s{seed}-{identity[:12]}"
     kept = [r for r in old["runs"] if r["run_id"] != run_id] if old else []
@@ -218,30 +219,5 @@ def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset
         if LEVELS.index(old["certificate"]) > LEVELS.index(manifest["certificate"]):
             manifest["certificate"] = old["certificate"]
     write_json(path, manifest)
-    facts = {
-        "run_id": run_id,
-        "benchmark": plan.config.name,
-        "run": label,
-        "seed": seed,
-        "dataset": images.label,
-        "model": name,
-        "defenses": "",
-        "threat": plan.config.threat.model_dump(),
-        "identity": identity,
-        "record": {},
-    }
-    return RunFolder(path=folder / "runs" / run_id, run_id=run_id, label=label, seed=seed, facts=facts)
-
-
-def _describe_training(place: RunFolder) -> None:
-    """What a leaderboard reads of a training: that none of ours lies behind the row."""
-    about = {
-        "status": "complete",
-        "reason": "",
-        "train_seconds": 0.0,
-        "selected": {},
-        "asked": [],
-        "weights_sha256": "",
-    }
-    with place.seals.renewing("training.json"):
-        write_json(place.path / "training.json", about)
+    facts = {"run": label, "seed": seed, "model": name, "identity": identity}
+    return RunFolder.foreign(folder / names.RUNS / run_id, plan, images, facts)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace as changed
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,31 +18,32 @@ from robustbench_sparse.foundation.progress import Show
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.judging.judge import Judge, Protocol
 from robustbench_sparse.judging.relatives import Relatives
+from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
 
 
 def judge_network(
     model: nn.Module,
+    place: RunFolder,
     plan: Plan,
     data: PreparedData,
-    folder: Path,
-    seed: int,
-    identity: str,
     show: Show,
+    *,
+    identity: str,
     title: str,
     kin: Relatives | None = None,
     gate: Callable[[pd.DataFrame], None] | None = None,
 ) -> None:
-    """Judge a network under all attacks of a plan; ``folder`` keeps outcomes and what was chosen for speed.
+    """Judge a network under all attacks of a plan, and certify it where the plan says so.
 
     Args:
         model: the network in eval mode, on the data's device.
+        place: keeps outcomes, certificate, and what was chosen for speed.
         plan: holds the attacks and how to judge.
         data: holds the test images.
-        folder: the run's.
-        seed: the run's.
+        show: where progress goes.
         identity: names the weights and the data set.
-        show, title: where progress goes, and under which name.
+        title: of the progress.
         kin: other networks that some attacks and checks need.
         gate: sees the verdicts on clean images before anything is attacked, and may raise.
     """
@@ -61,14 +60,14 @@ def judge_network(
 
     asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
     with contained(f"{title}: measuring its speed"):
-        speed = recorded(folder / "speed.json", asked, choose)
+        speed = recorded(place.speed, asked, choose)
     protocol = Protocol(
-        seed=derive(seed, "evaluation"),
+        seed=derive(place.seed, "evaluation"),
         batch_size=speed.batch_size,
         draws=c.draws,
         precision=speed.precision,
     )
-    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title)
+    judge = Judge(model, data, place.path, protocol, identity, show, title)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
     done = judge.all_done(attacks) and examination.is_done()
     if gate is not None or not done:
@@ -85,10 +84,7 @@ def judge_network(
         stand_in, note = speed.stand_in(model, x[: speed.batch_size])
     if note:
         show.note(f"{title}: {note}")
-    if stand_in is None:
-        protocol = changed(protocol, precision="fp32")
-    judge = Judge(model, data, folder / "outcomes", protocol, identity, show, title, stand_in)
+    judge.climb(stand_in)
     judge.everything(attacks)
-    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
     examination.make()
     examination.tidy()

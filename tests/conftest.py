@@ -18,3 +18,9 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("RBS_DATA does not name a folder with the real data sets")
     return Path(root).resolve()
+
+
+@pytest.fixture
+def one_pass_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over a random network go through it one by one, so that they can be counted."""
+    monkeypatch.setattr("attacks.base._IMAGES", 1)

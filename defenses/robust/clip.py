@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.base import check, noise_from, per_image
+from attacks.base import Silence, check, noise_from, per_image
 from defenses.base import Log, Step, frozen_statistics
 from defenses.robust.controller import Controlled
 from defenses.robust.draws import BatchRandom
@@ -227,16 +227,9 @@ def ascend(
         )
 
 
-class _Mean:
-    """A noise source that yields the mean of N(0, 1): both points of a pair see the same network."""
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Zeros shaped like a tensor."""
-        return torch.zeros_like(like)
-
-
 @contextmanager
 def _as_deployed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, noise at its mean, no mixed precision: a difference of bf16 logits is mostly rounding."""
-    with frozen_statistics(model), noise_from(model, _Mean()), torch.autocast(device.type, enabled=False):
+    # Silence is the mean of the noise: both points of a pair see the same network.
+    with frozen_statistics(model), noise_from(model, Silence()), torch.autocast(device.type, enabled=False):
         yield

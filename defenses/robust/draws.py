@@ -35,6 +35,10 @@ class BatchRandom(SampleRandom):
         count = int(keep.sum()) if keep.dtype == torch.bool else len(keep)
         return BatchRandom(self.generator, count)
 
+    def branches(self, count: int) -> None:
+        """None: the images share their stream."""
+        return
+
     def uniform(self, like: Tensor) -> Tensor:
         """U(0, 1) with the shape, type, device and memory layout of ``like``."""
         return self._drawn(like, lambda out, g: out.uniform_(generator=g))

@@ -1,1 +1,1 @@
-"""The certificate: can a row's robustness be believed? ``CHECKS`` is the table of contents."""
+"""The certificate: can a row's robustness be believed? ``checks.CHECKS`` is the table of contents."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,7 @@ import torch
 
 from attacks.base import Threat
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.checks import (
-    attack_records,
-    gradients,
-    indicators,
-    jumps,
-    masking,
-    noise,
-    objective,
-    outputs,
-    seeds_and_data,
-    sparsity_records,
-)
-from robustbench_sparse.certificate.checks import binarization as active_test
+from robustbench_sparse.certificate.checks import CHECKS
 from robustbench_sparse.certificate.finding import Check, Finding
 from robustbench_sparse.certificate.subject import Found, Subject
 from robustbench_sparse.data.prepared import PreparedData
@@ -40,33 +28,11 @@ from robustbench_sparse.foundation.files import (
     write_json,
 )
 from robustbench_sparse.foundation.progress import Show
-from robustbench_sparse.runs.certificate_record import FILES, FORMAT, verdict_of
+from robustbench_sparse.runs import names
+from robustbench_sparse.runs.certificate_record import FORMAT, verdict_of
 from robustbench_sparse.runs.seals import Seals
 
 IMAGE_SEED = 20_004  # a constant: all rows of a benchmark are examined on the same images
-
-
-def _in_order(checks: Sequence[Check]) -> dict[str, Check]:
-    """By id; the verdict on the number itself comes last, when every adversarial is found."""
-    ordered = [c for c in checks if c.id != "M13"] + [c for c in checks if c.id == "M13"]
-    return {c.id: c for c in ordered}
-
-
-CHECKS: dict[str, Check] = _in_order(
-    [
-        *masking.CHECKS,
-        *gradients.CHECKS,
-        *outputs.CHECKS,
-        *jumps.CHECKS,
-        *noise.CHECKS,
-        *objective.CHECKS,
-        *active_test.CHECKS,
-        *indicators.CHECKS,
-        *attack_records.CHECKS,
-        *sparsity_records.CHECKS,
-        *seeds_and_data.CHECKS,
-    ]
-)
 
 
 def chosen_images(data: PreparedData, count: int) -> torch.Tensor:
@@ -77,9 +43,9 @@ def chosen_images(data: PreparedData, count: int) -> torch.Tensor:
 
 def is_stored(folder: Path, key: Mapping[str, Any], level: str) -> bool:
     """Whether a run's folder holds the certificate of this key and level."""
-    if not Seals(folder).holds(*FILES):
+    if not Seals(folder).holds(*names.CERTIFIED):
         return False
-    known = read_json(folder / "certificate" / "certificate.json")
+    known = read_json(folder / names.CERTIFICATE)
     fits = isinstance(known, dict) and known.get("format") == FORMAT
     return bool(fits and known.get("key") == _full(key, level))
 
@@ -104,8 +70,7 @@ def certify(
     Returns:
         The certificate's record.
     """
-    home = folder / "certificate"
-    path, state = home / "certificate.json", home / ".parts"
+    path, state = folder / names.CERTIFICATE, folder / names.EXAMINING
     full_key = _full(key, level)
     if is_stored(folder, key, level):
         return dict(read_json(path))
@@ -137,8 +102,8 @@ def certify(
         "checks": done,
         "key": full_key,
     }
-    with Seals(folder).renewing(*FILES):
-        _write_found(home, subject)
+    with Seals(folder).renewing(*names.CERTIFIED):
+        _write_found(folder, subject)
         write_json(path, certificate)
     shutil.rmtree(state, ignore_errors=True)
     return certificate
@@ -159,7 +124,7 @@ def _run(check: Check, subject: Subject) -> Finding:
 
 
 def _tensors(found: Found) -> dict[str, torch.Tensor]:
-    return {"candidate": found.candidate, "right": found.right}
+    return {"candidate": found.candidate, "right": found.correct}
 
 
 def _restored(state: Path, subject: Subject) -> list[dict[str, Any]]:
@@ -171,12 +136,12 @@ def _restored(state: Path, subject: Subject) -> list[dict[str, Any]]:
     done: list[dict[str, Any]] = stored["checks"]
     tensors = load_weights(state / f"{len(done):02d}.safetensors")
     subject.found.candidate.copy_(tensors["candidate"])
-    subject.found.right.copy_(tensors["right"])
+    subject.found.correct.copy_(tensors["right"])
     subject.found.by[:] = stored["by"]
     return done
 
 
-def _write_found(home: Path, subject: Subject) -> None:
+def _write_found(folder: Path, subject: Subject) -> None:
     """The adversarials that the checks found: verdicts as a table, images as tensors."""
     found, rows = subject.found, subject.found.rows
     delta = found.candidate[rows] - subject.x[rows]
@@ -185,11 +150,11 @@ def _write_found(home: Path, subject: Subject) -> None:
             "index": subject.indices(rows),
             "label": subject.y[rows].tolist(),
             "check": [found.by[i] for i in rows.tolist()],
-            "right": found.right[rows].tolist(),
+            "right": found.correct[rows].tolist(),
             "linf": Threat(norm="linf").size(delta).tolist(),
             "l2": Threat(norm="l2", eps=1.0).size(delta).tolist(),
         }
     )
-    write_atomically(home / "found.csv", lambda f: table.to_csv(f, index=False))
+    write_atomically(folder / names.FOUND, lambda f: table.to_csv(f, index=False))
     tensors = {"index": torch.tensor(table["index"].to_numpy()), "candidate": found.candidate[rows]}
-    save_weights(home / "adversarials.safetensors", tensors)
+    save_weights(folder / names.ADVERSARIALS, tensors)

@@ -16,6 +16,7 @@ from robustbench_sparse.config.schema import Level
 from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.judging.judge import Judge
 from robustbench_sparse.judging.relatives import Relatives
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.provenance import code_of
 from robustbench_sparse.runs.rebuild import has_recipe
 
@@ -53,23 +54,23 @@ class Examination:
 
     def is_done(self) -> bool:
         """Whether there is nothing to make."""
-        return self.level == "off" or is_stored(self.judge.folder.parent, self.key(), self.level)
+        return self.level == "off" or is_stored(self.judge.run, self.key(), self.level)
 
     def tidy(self) -> None:
         """Remove what a process left that was killed once the certificate was stored."""
-        shutil.rmtree(self.judge.folder.parent / "certificate" / ".parts", ignore_errors=True)
+        shutil.rmtree(self.judge.run / names.EXAMINING, ignore_errors=True)
 
     def make(self) -> None:
         """Run the checks that are not stored yet; outcomes are there."""
         if self.is_done():
             return
-        judge, folder = self.judge, self.judge.folder.parent
+        judge, folder = self.judge, self.judge.run
         budget = BUDGETS[self.level]
         images = budget.random_images if is_stochastic(judge.model) else budget.images
         positions = chosen_images(judge.data, images)
         x, y = judge.data.gather("test", positions)
         recipe = has_recipe(folder)
-        weights, claims = folder / "model.safetensors", folder / "sparsity.json"
+        weights, claims = folder / names.WEIGHTS, folder / names.SPARSITY
         context = Context(
             folder=folder,
             weights=weights if recipe and weights.is_file() else None,

@@ -27,7 +27,7 @@ from attacks.base import (
 from attacks.pgd import PGD
 from robustbench_sparse.certificate.budget import Budget
 from robustbench_sparse.config.plan import AttackPlan
-from robustbench_sparse.engine.fast import FastNetwork, logits_in_parts, unconfirmed
+from robustbench_sparse.engine.fast import FastNetwork, confirmed, logits_in_parts
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.paired import interval
 from robustbench_sparse.judging.judge import inside
@@ -39,16 +39,16 @@ class Attacked:
 
     Attributes:
         candidate: the images judged, inside the attack's ball and box, (R, C, H, W).
-        right: share of draws in which the network itself classifies them right, in [0, 1], (R,).
+        correct: share of draws in which the network itself classifies them correctly, in [0, 1], (R,).
     """
 
     candidate: Tensor
-    right: Tensor
+    correct: Tensor
 
     @property
     def accuracy(self) -> float:
-        """Mean of ``right``."""
-        return self.right.mean().item()
+        """Mean of ``correct``."""
+        return self.correct.mean().item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,6 @@ class Context:
             sparse network was made like. Each with the name of its row.
         undefended: the row has no defense: it is its own twin.
         claims: what the row claims of its sparsity: the content of ``sparsity.json``.
-        shrunk: the network without its dead channels, where one was made already; else check S4 makes it.
         seeds: seeds of the benchmark.
         data: positions and hashes of what was trained and selected on; see ``seeds_and_data.DataFacts``.
     """
@@ -77,7 +76,6 @@ class Context:
     parent: tuple[str, nn.Module] | None = None
     undefended: bool = False
     claims: Mapping[str, Any] | None = None
-    shrunk: nn.Module | None = None
     seeds: int = 1
     data: Any = None
 
@@ -102,7 +100,7 @@ class Subject:
         stochastic: whether the network is random.
         eot: gradients averaged per step: the budget's, or 1 for a network that is not random.
         found: see ``Found``.
-        clean: share of draws in which each clean image is classified right, (n,).
+        clean: share of draws in which each clean image is classified correctly, (n,).
     """
 
     def __init__(
@@ -138,14 +136,14 @@ class Subject:
         return len(self.x)
 
     @property
-    def right_rows(self) -> Tensor:
-        """Images that are classified right, by majority of the draws; (R,)."""
+    def correct_rows(self) -> Tensor:
+        """Images that are classified correctly, by majority of the draws; (R,)."""
         return (self.clean > 0.5).nonzero().flatten()
 
     @property
     def few(self) -> Tensor:
-        """The first images that are classified right, as many as the dearest checks may look at; (R,)."""
-        return self.right_rows[: self.budget.few]
+        """The first images that are classified correctly, as many as the dearest checks may look at; (R,)."""
+        return self.correct_rows[: self.budget.few]
 
     def beside(self, network: nn.Module) -> Subject:
         """Another network on the same images, in the same threat, with the same streams and budget."""
@@ -178,8 +176,8 @@ class Subject:
         return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 
     def judged(self, x: Tensor, name: str, rows: Tensor | None = None, draws: int | None = None) -> Tensor:
-        """Share of draws in which the network itself classifies images right, (R,); not finite counts as right
-        no more than as wrong: it raises.
+        """Share of draws in which the network itself classifies images correctly, (R,); logits that are not finite
+        count as correct no more than as wrong: they raise.
 
         Args:
             x: images (R, C, H, W).
@@ -236,8 +234,8 @@ class Subject:
         parts = [self._attack(attack, name, part, threat, on) for part in torch.split(rows, self.batch_size)]
         if not parts:
             return Attacked(self.x[:0], self.clean[:0])
-        out = Attacked(torch.cat([p.candidate for p in parts]), torch.cat([p.right for p in parts]))
-        self.note(rows, out.candidate, out.right)
+        out = Attacked(torch.cat([p.candidate for p in parts]), torch.cat([p.correct for p in parts]))
+        self.note(rows, out.candidate, out.correct)
         return out
 
     def _attack(
@@ -246,25 +244,23 @@ class Subject:
         network = on or (self.model if attack.black_box else self.network)
         x, y = self.x[rows], self.y[rows]
         random = self.random(name, rows)
-        candidate = self._legal(attack(network, x, y, threat, random), x, threat)
-        right = self.judged(candidate, name, rows)
-        again = unconfirmed(network, candidate, y, right == 1)
-        if len(again):  # only the stand-in was fooled
-            candidate[again] = self._legal(
-                attack(self.model, x[again], y[again], threat, random.subset(again)), x[again], threat
-            )
-            right[again] = self.judged(candidate[again], name, rows[again])
-        return Attacked(candidate, right)
+
+        def attempt(climbed: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
+            streams = random if len(part) == len(rows) else random.subset(part)
+            found = self._legal(attack(climbed, x[part], y[part], threat, streams), x[part], threat)
+            return found, self.judged(found, name, rows[part])
+
+        return Attacked(*confirmed(network, self.model, y, attempt))
 
     def _legal(self, candidate: Tensor, x: Tensor, threat: Threat) -> Tensor:
         if not bool(check_candidate(candidate, x).isfinite().all()):
             raise UserError(f"{self.check}: an attack gave an image that is not finite")
         return threat.project(candidate.to(x.dtype), x)
 
-    def note(self, rows: Tensor, candidate: Tensor, right: Tensor) -> None:
+    def note(self, rows: Tensor, candidate: Tensor, correct: Tensor) -> None:
         """Keep candidates of some images that lie in the benchmark's ball and are classified worse than before."""
         legal = inside(self.threat, candidate - self.x[rows])
-        self.found.update(rows[legal], candidate[legal], right[legal], self.check)
+        self.found.update(rows[legal], candidate[legal], correct[legal], self.check)
 
     def tau(self, first: Tensor, second: Tensor) -> float:
         """Half the width of the 95 % paired interval of mean(first) - mean(second), same images."""
@@ -280,7 +276,7 @@ class Subject:
     @property
     def reported(self) -> Tensor:
         """What the row reports of each image: the smallest verdict of the benchmark's attacks inside its ball, (n,)."""
-        right = self.clean.clone()
+        correct = self.clean.clone()
         for plan in self.context.plans:
             table = self.context.outcomes.get(plan.label)
             if table is None:
@@ -289,9 +285,9 @@ class Subject:
             size = torch.tensor(mine[self.threat.norm].to_numpy(), dtype=torch.float64)
             share = torch.tensor(mine["adv_correct"].to_numpy(), dtype=torch.float32)
             legal = (size <= self.threat.reach) & share.isfinite()
-            share = torch.where(legal, share, math.inf).to(right)
-            right = torch.minimum(right, share)
-        return right
+            share = torch.where(legal, share, math.inf).to(correct)
+            correct = torch.minimum(correct, share)
+        return correct
 
     def battery(self) -> list[tuple[str, Attack]]:
         """The certificate's own white-box attacks, in order, by stream name."""
@@ -313,18 +309,18 @@ class Subject:
         threat: Threat | None = None,
         on: nn.Module | None = None,
     ) -> Attacked:
-        """The battery, attack after attack; on a network that is not random each sees what the last one left."""
+        """The battery, attack after attack; on a network that is not random each sees what remains."""
         rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
-        candidate, right = self.x[rows].clone(), self.clean[rows].clone()
+        candidate, correct = self.x[rows].clone(), self.clean[rows].clone()
         for kind, attack in self.battery():
-            left = (right > 0).nonzero().flatten()
-            if len(left) == 0:
+            remaining = (correct > 0).nonzero().flatten()
+            if len(remaining) == 0:
                 break
-            new = self.attack(attack, f"{name}/{kind}", rows=rows[left], threat=threat, on=on)
-            better = left[new.right < right[left]]
-            chosen = new.right < right[left]
-            candidate[better], right[better] = new.candidate[chosen], new.right[chosen]
-        return Attacked(candidate, right)
+            new = self.attack(attack, f"{name}/{kind}", rows=rows[remaining], threat=threat, on=on)
+            better = remaining[new.correct < correct[remaining]]
+            chosen = new.correct < correct[remaining]
+            candidate[better], correct[better] = new.candidate[chosen], new.correct[chosen]
+        return Attacked(candidate, correct)
 
     @property
     def white(self) -> Attacked:
@@ -336,8 +332,8 @@ class Subject:
             was, self.check = self.check, "white box"
             try:
                 out = self.strongest("white")
-                right = self.judged(out.candidate, "white again") if self.stochastic else out.right
-                self._white = Attacked(out.candidate, torch.minimum(right, self.reported))
+                correct = self.judged(out.candidate, "white again") if self.stochastic else out.correct
+                self._white = Attacked(out.candidate, torch.minimum(correct, self.reported))
             finally:
                 self.check = was
         return self._white
@@ -349,9 +345,9 @@ class Subject:
             attacked: the check's candidates.
             rows: the images they belong to.
         """
-        left = rows[(attacked.right < 0.5) & (self.white.right[rows] > 0.5)]
+        remaining = rows[(attacked.correct < 0.5) & (self.white.correct[rows] > 0.5)]
         for i, (kind, attack) in enumerate(self.battery()):
-            if len(left) == 0:
+            if len(remaining) == 0:
                 break
             assert isinstance(attack, APGD)
             harder = APGD(
@@ -361,8 +357,8 @@ class Subject:
                 targets=self.classes - 1,
                 eot=attack.eot,
             )
-            left = left[self.attack(harder, f"white/retry/{kind}", rows=left).right > 0.5]
-        return left
+            remaining = remaining[self.attack(harder, f"white/retry/{kind}", rows=remaining).correct > 0.5]
+        return remaining
 
     def indices(self, rows: Tensor) -> list[int]:
         """Positions in the data set of some images."""
@@ -370,8 +366,8 @@ class Subject:
 
     @property
     def unbounded(self) -> tuple[Attacked, Attacked]:
-        """100 steps with the whole box as ball on images classified right: cross-entropy alone, then with the margin
-        on what that left; ``right_rows`` says which images.
+        """100 steps with the whole box as ball on images classified correctly: cross-entropy alone, then with the
+        margin on what remains; ``correct_rows`` says which images.
         """
         if self._unbounded is None:
             box = Threat(norm="linf", eps=1.0)
@@ -379,24 +375,24 @@ class Subject:
             ce = self.attack(
                 PGD(steps=steps, step_size=0.05, eot=self.eot),
                 "unbounded/ce",
-                rows=self.right_rows,
+                rows=self.correct_rows,
                 threat=box,
             )
-            both = Attacked(ce.candidate.clone(), ce.right.clone())
-            left = (ce.right > 0.5).nonzero().flatten()
-            if len(left):
+            both = Attacked(ce.candidate.clone(), ce.correct.clone())
+            remaining = (ce.correct > 0.5).nonzero().flatten()
+            if len(remaining):
                 margin = PGD(steps=steps, step_size=0.05, loss="margin", restarts=3, eot=self.eot)
-                new = self.attack(margin, "unbounded/margin", rows=self.right_rows[left], threat=box)
-                both.candidate[left], both.right[left] = (
+                new = self.attack(margin, "unbounded/margin", rows=self.correct_rows[remaining], threat=box)
+                both.candidate[remaining], both.correct[remaining] = (
                     new.candidate,
-                    torch.minimum(new.right, both.right[left]),
+                    torch.minimum(new.correct, both.correct[remaining]),
                 )
             self._unbounded = ce, both
         return self._unbounded
 
 
 class Found:
-    """The adversarial of smallest share right for every image, over all checks, and which check found it.
+    """The adversarial with the smallest share correct for every image, over all checks, and which check found it.
 
     Args:
         x: clean images (n, C, H, W).
@@ -404,18 +400,18 @@ class Found:
 
     def __init__(self, x: Tensor) -> None:
         self.candidate = x.clone()
-        self.right = torch.full((len(x),), math.inf, device=x.device)
+        self.correct = torch.full((len(x),), math.inf, device=x.device)
         self.by = [""] * len(x)
 
-    def update(self, rows: Tensor, candidate: Tensor, right: Tensor, check: str) -> None:
+    def update(self, rows: Tensor, candidate: Tensor, correct: Tensor, check: str) -> None:
         """Show candidates of some images; see the class."""
-        better = right < self.right[rows]
+        better = correct < self.correct[rows]
         chosen = rows[better]
-        self.candidate[chosen], self.right[chosen] = candidate[better], right[better]
+        self.candidate[chosen], self.correct[chosen] = candidate[better], correct[better]
         for i in chosen.tolist():
             self.by[i] = check
 
     @property
     def rows(self) -> Tensor:
         """Images with any candidate, (R,)."""
-        return self.right.isfinite().nonzero().flatten()
+        return self.correct.isfinite().nonzero().flatten()

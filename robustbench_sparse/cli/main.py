@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the refer
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from robustbench_sparse.cli.common import (
     radius,
 )
 from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.tuning import tune_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,11 +49,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="auto, fp32 or bf16, for training and attacks; verdicts are always float32.", show_default=False
+        help="fp32 or bf16, for training and attacks; auto: attacks in what is faster. Verdicts are float32's.",
+        show_default=False,
     ),
 ]
 Compile = Annotated[
-    str | None, typer.Option(help="auto, on or off: torch.compile for both.", show_default=False)
+    str | None,
+    typer.Option(help="on or off: torch.compile for both; or auto, for attacks.", show_default=False),
 ]
 Certificate = Annotated[
     str | None,
@@ -66,30 +68,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 def main() -> None:
     """Entry point of the command."""
-    # Threads that wait for each other by spinning slow a run down twentyfold as soon as another program wants a
-    # core. Read when torch is imported, so it is set before; the user's own setting wins.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_memory()
+    tune_process()
     app()
-
-
-def _keep_memory() -> None:
-    """Let glibc keep freed memory instead of giving every large tensor back to the system.
-
-    Each activation of a few MiB is otherwise mapped, zeroed and unmapped by the system once per layer and step:
-    measured here, a third of the time of a float32 pass at batch 512. Other C libraries know no such setting.
-    """
-    import ctypes
-
-    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,6 +111,15 @@ def run(
     replace: Annotated[
         bool, typer.Option("--replace", help="A changed config's table takes the place of the one there.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Rows side by side; by default as many as the cores allow for the config's threads.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
@@ -151,6 +140,7 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
       robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
+      robustbench-sparse run configs/cifar10_small.yaml --set threads=1 --jobs 2
     """
     from robustbench_sparse.benchmark import run_benchmark
 
@@ -172,13 +162,16 @@ def run(
             limit=limit,
             variant=variant,
             replace=replace,
+            jobs=jobs,
             show=show,
         )
     from robustbench_sparse.reporting.leaderboard import aggregate
+    from robustbench_sparse.runs import names
 
     _print([aggregate(table) if table["seed"].nunique() > 1 else table], "table")
     folder = out / str(table["benchmark"].iloc[0])
-    typer.echo(f"\nwritten: {folder / 'leaderboard.csv'}, leaderboard_seeds.csv, leaderboard.md", err=True)
+    beside = f"{names.LEADERBOARD_SEEDS}, {names.LEADERBOARD_TEXT}"
+    typer.echo(f"\nwritten: {folder / names.LEADERBOARD}, {beside}", err=True)
     _exit_with_gaps(table[table["run"].isin(labels)] if labels else table)
 
 
@@ -342,9 +335,13 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -> list[str]:
-    """The options as changes of a config; its schema knows which values there are."""
+    """The options as changes of a config; its schema knows which values there are.
+
+    Training leaves nothing to a measurement: ``auto`` means attacks alone.
+    """
     options = {"precision": precision, "compile": compile}
-    return [f"{part}.{k}={v}" for part in parts for k, v in options.items() if v is not None]
+    given = {k: v for k, v in options.items() if v is not None}
+    return [f"{part}.{k}={v}" for part in parts for k, v in given.items() if (part, v) != ("train", "auto")]
 
 
 def _certified(level: str | None) -> list[str]:

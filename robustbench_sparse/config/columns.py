@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
+IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "precision", "n")
 SPARSITIES = ("weight_sparsity", "linear_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
-
-
 COUNTS = ("parameters", "nonzero_parameters", "macs", "sparse_macs")
-
-
 TRAIN = ("train_accuracy",)
-
-
 SECONDS = ("train_seconds", "eval_seconds")
-
-
 BELIEF = ("rank", "rank_seeds", "verdict", "flags")
-
-
-IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "n")
-
-
-PUBLISHED = "published_"
+PUBLISHED = "published_"  # before the name of the column that a published value belongs to
 
 
 def is_reserved(label: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -225,7 +226,7 @@ def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConf
 
 def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -> None:
     with contextlib.suppress(OSError, ValueError):  # such as a name that no file can have
-        if source in (NOISE_OFF, *runs) or (Path(source) / "run.json").is_file():
+        if source in (NOISE_OFF, *runs) or Path(source).is_dir():
             return
     known = (NOISE_OFF, *runs)
     raise where.error(
@@ -274,11 +275,22 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> 
             raise where.error(
                 (*path, "defenses"), f"at most one defense may replace the images, got {attackers}"
             )
-    if config.validation == 0 and any(s.config.selection != "last" for s in stages):
+    stages = [_with_selection(stage, number, defenses) for number, stage in enumerate(stages)]
+    chosen = next((s.selection for s in stages if s.selection != "last"), None)
+    if config.validation == 0 and chosen:
         raise where.error(
-            ("validation",), "selection 'best' needs a validation part: expected validation > 0, got 0"
+            ("validation",), f"selection '{chosen}' needs a validation part: expected validation > 0, got 0"
         )
     return RunPlan(label, entry["name"], model, defenses, stages)
+
+
+def _with_selection(stage: StagePlan, number: int, defenses: Sequence[DefensePlan]) -> StagePlan:
+    """The stage with the default filled in: a network trained on attacked images is chosen by attacked images."""
+    if stage.config.selection is not None:
+        return stage
+    attacked = any(d.acts_in(number) and d.build().passes > 0 for d in defenses)
+    config = stage.config.model_copy(update={"selection": "adversarial" if attacked else "best"})
+    return dataclasses.replace(stage, config=config)
 
 
 def _defense(where: _Where, entry: Entry, path: tuple[str | int, ...], stages: int) -> DefensePlan:

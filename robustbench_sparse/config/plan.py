@@ -11,7 +11,7 @@ from defenses import DEFENSES
 from defenses.base import Defense
 from robustbench_sparse.config.optimizers import OptimiserSpec, ScheduleSpec
 from robustbench_sparse.config.plugins import build, settings_of
-from robustbench_sparse.config.schema import BenchmarkConfig, Entry, StageConfig
+from robustbench_sparse.config.schema import BenchmarkConfig, Entry, Selection, StageConfig
 from robustbench_sparse.data.base import Dataset, DatasetSpec
 from robustbench_sparse.data.loading import prepare_data
 from robustbench_sparse.data.prepared import PreparedData
@@ -47,6 +47,12 @@ class StagePlan:
     config: StageConfig
     optimiser: OptimiserSpec
     schedule: ScheduleSpec
+
+    @property
+    def selection(self) -> Selection:
+        """Which epoch is kept."""
+        assert self.config.selection is not None, "filled in when the config was read"
+        return self.config.selection
 
     def record(self) -> Entry:
         """Everything that determines the stage's numbers, as plain values."""

@@ -18,6 +18,7 @@ MOST_NAME = 100  # characters of a name or label: folders are named by them, wit
 
 Level = Literal["off", "quick", "full"]  # of a certificate, from none to the most
 LEVELS = get_args(Level)
+Selection = Literal["best", "adversarial", "last"]  # of an epoch
 
 
 class _Strict(BaseModel):
@@ -92,12 +93,13 @@ class StageConfig(_Strict):
         optimizer, schedule: plug-ins.
         augment: what happens to the images first.
         selection: ``best`` keeps the epoch with the best validation accuracy of the deployed network,
-            ``adversarial`` the one with the best validation accuracy under IFGSM-10 in the benchmark's
-            threat, ``last`` the last.
+            ``adversarial`` the one with the best under IFGSM-10 in the benchmark's threat (on at most 1 000 validation
+            images), ``last`` the last. By default ``adversarial`` where a defense trains on attacked images, else
+            ``best``.
         select_after: the first epoch (from 0, within the stage) that may be selected.
         precision: ``bf16`` runs forward passes, and attacks in training, under bfloat16 autocast; judging is always
-            float32. ``auto`` takes what is measured to be faster; ``fp32`` where the work is small.
-        compile: whether they are compiled; ``auto`` where it is measured to be faster and the work is worth it.
+            float32.
+        compile: ``on`` compiles both. Like the precision it changes the numbers, and so belongs to the run's id.
     """
 
     epochs: int = Field(..., gt=0, le=1_000_000)
@@ -105,10 +107,10 @@ class StageConfig(_Strict):
     optimizer: Entry = Field(default_factory=lambda: {"name": "sgd", "lr": 0.1})
     schedule: Entry = Field(default_factory=lambda: {"name": "constant"})
     augment: AugmentConfig = AugmentConfig()
-    selection: Literal["best", "adversarial", "last"] = "best"
+    selection: Selection | None = None
     select_after: int = Field(0, ge=0, le=1_000_000)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["on", "off"] = "off"
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

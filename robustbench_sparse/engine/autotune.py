@@ -1,7 +1,8 @@
-"""How fast a network may run: precision, compilation and batch size, asked for or chosen by measurement.
+"""How a network is attacked quickly: precision, compilation and batch size, asked for or chosen by measurement.
 
-A choice by measurement is made once per machine and kept, so that the same run on the same machine takes the
-same path and ends with the same numbers; a run's folder records what was chosen.
+Verdicts are float32's on the network itself, whatever attacks climb on. A choice by measurement is made once per
+machine and kept, so that the same run on the same machine takes the same path; a run's folder records what was chosen.
+Training has no such choice: its precision is a setting.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from typing import Any, Literal
 
 import filelock
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_sparse.engine.fast import FastNetwork, FastTraining, Precision
+from robustbench_sparse.engine.fast import FastNetwork, Precision
 from robustbench_sparse.foundation.environment import processor
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import cache_folder, read_json, write_json
@@ -51,7 +51,7 @@ class Speed:
     """What was chosen.
 
     Attributes:
-        precision: of the stand-in that is attacked, or of a training step.
+        precision: of the stand-in that is attacked.
         compile: whether it is compiled.
         batch_size: images at once.
         reason: how the choice came about.
@@ -126,65 +126,6 @@ def for_attacks(
     return _remembered(model, x, question, measure)
 
 
-def for_training(
-    model: nn.Module,
-    x: Tensor,
-    work: float,
-    passes: int,
-    *,
-    precision: AskedPrecision = "auto",
-    compile: AskedCompile = "auto",
-) -> Speed:
-    """Choose how to train a network.
-
-    Args:
-        model: the network; its weights, statistics and modes are left as they were.
-        x: a minibatch of training images (B, C, H, W).
-        work: multiply-accumulates of the whole stage, forward only.
-        passes: gradient passes of an attack within each step.
-        precision, compile: what was asked for.
-    """
-    if work < SMALL_WORK or "auto" not in (precision, compile):
-        return _plain(precision, compile, len(x))
-
-    def step(kind: Precision, compiled: bool) -> Callable[[], object]:
-        forward = FastTraining(model, precision=kind, compile=compiled)
-        forward.warm_up(x)
-        parts = [_training_pass(forward, x)]
-        if passes:
-            attacked: nn.Module = model
-            if kind == "bf16" or compiled:
-                attacked = FastNetwork(model, precision=kind, compile=compiled)
-                attacked.warm_up(x)
-            parts += [_pass(attacked, x)] * passes
-        return lambda: [part() for part in parts]
-
-    def measure() -> Speed:
-        rates = _rates({kind: step(kind, False) for kind in _candidates(precision)}, len(x))
-        best = _faster(rates)
-        use = compile == "on"
-        if compile == "auto" and work >= LARGE_WORK:
-            quick = f"{best} compiled"
-            rates |= _rates({best: step(best, False), quick: step(best, True)}, len(x))
-            use = rates[quick] > _GAIN * rates[best]
-        return Speed(precision=best, compile=use, batch_size=len(x), reason="measured", measured=rates)
-
-    question = {
-        "training": work >= LARGE_WORK,
-        "passes": passes,
-        "precision": precision,
-        "compile": compile,
-        "batch": len(x),
-    }
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    training = model.training
-    try:
-        return _remembered(model, x, question, measure)
-    finally:
-        model.load_state_dict(state)
-        model.train(training)
-
-
 def recorded(path: Path, key: str, choose: Callable[[], Speed]) -> Speed:
     """The choice a run's folder records under a key; made and recorded where there is none."""
     known: dict[str, Any] = read_json(path) if path.exists() else {}
@@ -234,20 +175,6 @@ def _gradient(network: nn.Module, x: Tensor) -> Tensor:
 
 def _pass(network: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: _gradient(network, x)
-
-
-def _training_pass(forward: FastTraining, x: Tensor) -> Callable[[], object]:
-    parameters = [p for p in forward.model.parameters() if p.requires_grad]
-
-    def step() -> object:
-        forward.model.train()
-        out = forward(x)
-        loss = F.cross_entropy(out, out.detach().argmax(1))
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        forward.model.eval()
-        return gradients
-
-    return step
 
 
 def _rates(tries: Mapping[str, Callable[[], object]], images: int) -> dict[str, float]:

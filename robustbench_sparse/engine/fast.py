@@ -1,7 +1,7 @@
 """Networks that are quick to attack and to train: bfloat16, channels-last, folded batch-norm, compiled.
 
-What is found on such a stand-in is a claim. ``attack_and_confirm`` judges it in float32 on the network itself,
-and attacks again there where the claim does not hold.
+What is found on such a stand-in is a claim. ``confirmed`` has it judged in float32 on the network itself, and
+attacked again there where the claim does not hold.
 """
 
 from __future__ import annotations
@@ -237,10 +237,34 @@ def unconfirmed(network: nn.Module, candidate: Tensor, y: Tensor, correct: Tenso
     return rows[logits_in_parts(network, candidate[rows]).argmax(1) != y[rows]]
 
 
+# Attacks some rows of a batch on a network: the candidates (R, C, H, W), and the share of draws, in [0, 1], in which
+# the network that is judged classifies each of them correctly (R,).
+Attempt = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+
+
+def confirmed(attacked: nn.Module, judged: nn.Module, y: Tensor, attempt: Attempt) -> tuple[Tensor, Tensor]:
+    """Attack a stand-in, and attack again on the network itself what only the stand-in gets wrong.
+
+    Args:
+        attacked: a ``FastNetwork``; the candidates of any other network are taken as they are.
+        judged: the network itself.
+        y: labels (B,).
+        attempt: attacks and judges; called with the rows of the whole batch, then perhaps with some of them.
+
+    Returns:
+        Candidates (B, C, H, W) and the shares (B,).
+    """
+    candidate, correct = attempt(attacked, torch.arange(len(y), device=y.device))
+    rows = unconfirmed(attacked, candidate, y, correct == 1)
+    if len(rows):
+        candidate[rows], correct[rows] = attempt(judged, rows)
+    return candidate, correct
+
+
 def attack_and_confirm(
     attack: Attack, network: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: SampleRandom
 ) -> tuple[Tensor, Tensor]:
-    """Attack a stand-in, judge in float32, attack again on the network itself what only the stand-in gets wrong.
+    """``confirmed`` for a single attack and verdicts of one pass.
 
     Args:
         attack: the attack.
@@ -250,14 +274,14 @@ def attack_and_confirm(
         random: the images' random streams.
 
     Returns:
-        Candidates (B, C, H, W) and whether the network itself classifies them right, bool (B,).
+        Candidates (B, C, H, W) and whether the network itself classifies them correctly, bool (B,).
     """
     exact = exact_of(network) or network
     assert isinstance(exact, nn.Module)
-    candidate = attack(network, x, y, threat, random)
-    correct = logits_in_parts(exact, candidate).argmax(1) == y
-    rows = unconfirmed(network, candidate, y, correct)
-    if len(rows):
-        candidate[rows] = attack(exact, x[rows], y[rows], threat, random.subset(rows))
-        correct[rows] = logits_in_parts(exact, candidate[rows]).argmax(1) == y[rows]
-    return candidate, correct
+
+    def attempt(on: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+        streams = random if len(rows) == len(y) else random.subset(rows)
+        candidate = attack(on, x[rows], y[rows], threat, streams)
+        return candidate, logits_in_parts(exact, candidate).argmax(1) == y[rows]
+
+    return confirmed(network, exact, y, attempt)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,18 @@ from attacks.base import (
 )
 from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.engine.fast import FastNetwork, Precision, logits_in_parts, unconfirmed
-from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.files import plain, read_json, write_atomically, write_json
+from robustbench_sparse.engine.fast import FastNetwork, Precision, confirmed, logits_in_parts
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.runs import names
+from robustbench_sparse.runs.outcome_store import OutcomeStore, Wanted
 from robustbench_sparse.runs.provenance import code_of
-from robustbench_sparse.runs.seals import Seals
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
+
+
+JudgesBatch = Callable[[Tensor, Tensor, Tensor], pd.DataFrame]  # positions, images, labels -> records
 
 
 class PassCounter(SeesCopies):
@@ -97,8 +99,7 @@ class Judge:
     Args:
         model: the deployed network in eval mode, on the data's device.
         data: holds the test images.
-        folder: where ``<label>.csv`` and ``<label>.json`` go, below the run's folder, whose record names them; a killed
-            evaluation goes on there.
+        run: the run's folder, which keeps the outcomes; a killed evaluation goes on there.
         protocol: seeds, batch size, draws.
         identity: names the weights and the data set judged; outcomes of others are made anew.
         show: where progress goes.
@@ -111,7 +112,7 @@ class Judge:
         self,
         model: nn.Module,
         data: PreparedData,
-        folder: Path,
+        run: Path,
         protocol: Protocol,
         identity: str,
         show: Show,
@@ -119,11 +120,18 @@ class Judge:
         stand_in: FastNetwork | None = None,
     ) -> None:
         self.stand_in = stand_in
-        self.model, self.data, self.folder, self.protocol = model, data, folder, protocol
+        self.model, self.data, self.protocol = model, data, protocol
         self.identity, self.show, self.title = identity, show, title
+        self.run = run
+        self.store = OutcomeStore(run, protocol.batch_size, show, title)
         self.stochastic = is_stochastic(model)
         self.draws = protocol.draws if self.stochastic else 1
-        self.seals = Seals(folder.parent)
+
+    def climb(self, stand_in: FastNetwork | None) -> None:
+        """Let attacks climb on a copy of the model from now on; on the model itself, in float32, if None."""
+        self.stand_in = stand_in
+        if stand_in is None:
+            self.protocol = replace(self.protocol, precision="fp32")
 
     # What is called -------------------------------------------------------------------------------------
 
@@ -148,29 +156,30 @@ class Judge:
             )
             return table
 
-        return self._collect("clean", self.key(None), judge, {})
+        return self._collect(names.CLEAN, self.key(None), judge, {})
 
     def attack(self, plan: AttackPlan) -> pd.DataFrame:
-        """Verdicts under one attack, see DataFrame columns in the package's documentation of outcomes."""
+        """Verdicts under one attack, one row per image; ``docs/results_format.md`` has the columns."""
         clean = self.clean().set_index("index")
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-            rows = clean.loc[index.tolist()]
-            if self.stand_in is None:
-                return self._attack_batch(plan, self.model, index, x, y, rows)[0]
-            table, candidate = self._attack_batch(plan, self.stand_in, index, x, y, rows)
-            right = (torch.tensor(table["adv_correct"].to_numpy()) == 1).to(y.device)
-            again = unconfirmed(self.stand_in, candidate, y, right) if not plan.attack.weak else right[:0]
-            if len(again):
-                at = again.cpu()
-                more, _ = self._attack_batch(
-                    plan, self.model, index[at], x[again], y[again], rows.iloc[at.tolist()]
+            before = clean.loc[index.tolist()]
+            tables: list[pd.DataFrame] = []
+
+            def attempt(network: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+                at = rows.cpu()
+                table, candidate = self._attack_batch(
+                    plan, network, index[at], x[rows], y[rows], before.iloc[at.tolist()]
                 )
-                more.index = table.index[at.tolist()]
-                for column in ("forward", "backward"):
-                    more[column] += table.loc[more.index, column]
-                table = pd.concat([table.drop(index=more.index), more]).sort_index()
-            return table
+                tables.append(table.set_axis(at.tolist()))
+                shares = table["adv_correct"].to_numpy(dtype="float64")  # nan without a verdict
+                return candidate, torch.tensor(shares, device=y.device)
+
+            if plan.attack.weak:  # an average, not a worst case: the first answer counts
+                attempt(self.stand_in or self.model, torch.arange(len(y), device=y.device))
+            else:
+                confirmed(self.stand_in or self.model, self.model, y, attempt)
+            return _merged(*tables)
 
         facts = {
             "bounded": plan.attack.bounded,  # whether a candidate outside the ball is a fault, or only a long way
@@ -182,14 +191,13 @@ class Judge:
 
     def all_done(self, plans: Iterable[AttackPlan]) -> bool:
         """Whether every outcome is stored already."""
-        return self.is_done("clean", self.key(None)) and all(
-            self.is_done(p.label, self.key(p)) for p in plans
+        return self.store.is_done(names.CLEAN, self.key(None)) and all(
+            self.store.is_done(p.label, self.key(p)) for p in plans
         )
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed once an outcome was stored; all outcomes are."""
-        for parts in self.folder.glob(".*.parts"):
-            shutil.rmtree(parts, ignore_errors=True)
+        """Remove what a killed process left; all outcomes are stored."""
+        self.store.tidy()
 
     def everything(self, plans: Iterable[AttackPlan]) -> None:
         """Judge the clean images and every attack; what is stored already is not judged again.
@@ -317,13 +325,13 @@ class Judge:
         assert votes is not None
         return votes.argmax(1).cpu(), (correct / self.draws).cpu(), finite.cpu()
 
-    # Batches to files -----------------------------------------------------------------------------------
+    # What an outcome depends on ------------------------------------------------------------------------
 
     def key(self, plan: AttackPlan | None) -> dict[str, Any]:
         """Everything that determines an outcome's numbers; without a plan, those of the clean images."""
         key = {
             "identity": self.identity,
-            "attack": {"label": "clean"} if plan is None else plan.record(),
+            "attack": {"label": names.CLEAN} if plan is None else plan.record(),
             "seed": self.protocol.seed,
             "draws": self.draws,
             "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
@@ -338,109 +346,22 @@ class Judge:
         out: dict[str, Any] = plain(key)
         return out
 
-    def is_done(self, label: str, key: dict[str, Any]) -> bool:
-        """Whether a whole and valid outcome of this key is stored."""
-        if not self.seals.holds(*self._files(label)):
-            return False
-        stored = read_json(self.folder / f"{label}.json")
-        return isinstance(stored, dict) and stored.get("key") == key and stored.get("status") == "ok"
-
-    def _files(self, label: str) -> tuple[str, str]:
-        """An outcome's files as the run's record names them."""
-        return f"{self.folder.name}/{label}.csv", f"{self.folder.name}/{label}.json"
-
     def _collect(
-        self,
-        label: str,
-        key: dict[str, Any],
-        judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame],
-        facts: dict[str, bool],
+        self, label: str, key: dict[str, Any], judge: JudgesBatch, facts: dict[str, bool]
     ) -> pd.DataFrame:
-        """Run ``judge`` batch by batch, each batch's rows in a file of their own, then join the files."""
-        path, parts = self.folder / f"{label}.csv", self.folder / f".{label}.parts"
-        if self.is_done(label, key):
-            # Left by a process that was killed once the outcome was stored.
-            shutil.rmtree(parts, ignore_errors=True)
-            return _read(path)
-        marker = parts / "key.json"
-        wanted = {"key": key, "batch_size": self.protocol.batch_size}
-        if not (marker.exists() and read_json(marker) == wanted):
-            shutil.rmtree(parts, ignore_errors=True)
-            write_json(marker, wanted)
-        total = self.data.count("test")
-        done = [p for p in self._parts(parts, total) if p.exists()]
-        task = self.show.start(
-            f"{self.title} {label}".strip(), total, "images", min(len(done) * self.protocol.batch_size, total)
-        )
-        reason = ""
-        tables: list[pd.DataFrame] = []
-        try:
-            for part, (x, y, index) in zip(
-                self._parts(parts, total), self.data.ordered("test", self.protocol.batch_size), strict=True
-            ):
-                if part.exists():
-                    tables.append(_read(part))
-                    continue
-                began = time.perf_counter()
-                try:
-                    table = judge(index, x, y)
-                except (UserError, KeyboardInterrupt):
-                    raise
-                except BaseException as e:  # what an attack or a network raises is never robustness
-                    reason = f"crashed: {type(e).__name__}: {one_line(e)[:200]}"
-                    break
-                table["seconds"] = (time.perf_counter() - began) / len(table)
-                write_atomically(part, lambda f, t=table: t.to_csv(f, index=False))  # type: ignore[misc]
-                tables.append(table)
-                task.advance(len(table))
-        finally:
-            task.close()
-        return self._join(label, key, tables, reason, parts, facts)
-
-    def _parts(self, parts: Path, total: int) -> list[Path]:
-        return [parts / f"{start:06d}.csv" for start in range(0, total, self.protocol.batch_size)]
-
-    def _join(
-        self,
-        label: str,
-        key: dict[str, Any],
-        tables: list[pd.DataFrame],
-        reason: str,
-        parts: Path,
-        facts: dict[str, bool],
-    ) -> pd.DataFrame:
-        table = (
-            pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"status": [], "seconds": []})
-        )
-        lost = int((table["status"] == "nonfinite").sum())
-        if lost and not reason:
-            reason = f"nonfinite: {lost} of {len(table)} images gave a value that is not finite"
-        seconds = float(table.pop("seconds").sum())
-        meta = {
-            "label": label,
-            "status": reason.split(":")[0] if reason else "ok",
-            "reason": reason.partition(": ")[2],
-            "n": len(table),
-            **facts,
-            "draws": self.draws,
-            "seconds": seconds,
-            "flags": {k: int(v) for k, v in table["status"].value_counts().items() if k != "ok"},
-            "key": key,
-        }
-        with self.seals.renewing(*self._files(label)):
-            write_atomically(self.folder / f"{label}.csv", lambda f: table.to_csv(f, index=False))
-            write_json(self.folder / f"{label}.json", meta)
-        if meta["status"] != "crashed":  # after a crash is mended, the batches judged before it still hold
-            shutil.rmtree(parts, ignore_errors=True)
-        return table
+        wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
+        batches = self.data.ordered("test", self.protocol.batch_size)
+        return self.store.collect(wanted, batches, self.data.count("test"), judge)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        # Python's own parser gives numbers back bit for bit: a resumed outcome equals an unbroken one.
-        return pd.read_csv(path, engine="python")
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: damaged, delete it to judge again ({one_line(e)[:100]})") from None
+def _merged(first: pd.DataFrame, again: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A batch's records with those rows replaced that were attacked again; both attacks' passes count."""
+    if again is None:
+        return first
+    for column in ("forward", "backward"):
+        again[column] += first.loc[again.index, column]
+    merged: pd.DataFrame = pd.concat([first.drop(index=again.index), again]).sort_index()
+    return merged
 
 
 def seeks_smallest(attack: Attack) -> bool:

@@ -9,6 +9,7 @@ import pandas as pd
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.paired import compare
 from robustbench_sparse.foundation.texts import printable
+from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
 from robustbench_sparse.runs.outcomes import Verdicts, verdicts
 
@@ -75,14 +76,14 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
         "Percent right on the same images; difference first - second with its 95 % interval (Bonett & Price); p of the",
         "paired test (McNemar's exact one, or a permutation for random networks).",
         "",
-        f"{'':<16}{'first':>8}{'second':>8}{'difference':>12}{'interval':>18}{'p':>10}{'lost':>7}{'won':>7}",
     ]
+    heads = ["", "first", "second", "difference", "interval", "p", "lost", "won"]
+    rows = []
     for row in table.to_dict("records"):
+        rates = [f"{row['first']:.1f}", f"{row['second']:.1f}", f"{row['difference']:+.1f}"]
         span = f"{row['low']:+.1f} to {row['high']:+.1f}"
-        lines.append(
-            f"{printable(row['attack']):<16}{row['first']:>8.1f}{row['second']:>8.1f}{row['difference']:>+12.1f}{span:>18}"
-            f"{row['p']:>10.2g}{row['lost']:>7}{row['won']:>7}"
-        )
+        rows.append([str(row["attack"]), *rates, span, f"{row['p']:.2g}", str(row["lost"]), str(row["won"])])
+    lines.append(to_text(from_rows(heads, rows, texts=[""]), rule=False))
     for row in table.to_dict("records"):
         flips = row["flips"].split()
         if flips:
@@ -96,7 +97,7 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
 
 def _read(path: Path) -> tuple[str, Verdicts]:
     name = check_run_folder(path)
-    found = verdicts(path / "outcomes", read_manifest(path.absolute().parent.parent))
+    found = verdicts(path, read_manifest(path.absolute().parent.parent))
     if "clean" not in found.columns:
         raise UserError(f"{path}: {'; '.join(found.gaps)}")
     return name, found

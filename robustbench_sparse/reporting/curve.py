@@ -13,6 +13,8 @@ from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.reporting.plots import new_figure, save
+from robustbench_sparse.reporting.render import from_rows, to_text
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
 from robustbench_sparse.runs.outcomes import reach_of, verdicts
 
@@ -52,13 +54,13 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         raise UserError(
             f"--attack {attack}: no such attack{near(attack, labels)}; there are: {', '.join(labels)}"
         )
-    found = verdicts(run_folder / "outcomes", manifest)
+    found = verdicts(run_folder, manifest)
     if attack not in found.columns:
         gaps = [gap for gap in found.gaps if attack in gap] or found.gaps
         raise UserError(f"{run_folder}: {'; '.join(gaps)}")
-    about = read_json(run_folder / "outcomes" / f"{attack}.json")
+    about = read_json(run_folder / names.account(attack))
     threat = _threat_of(about, attack)
-    table = _outcome_of(run_folder / "outcomes" / f"{attack}.csv", threat["norm"])
+    table = _outcome_of(run_folder / names.verdicts(attack), threat["norm"])
     clean, distance = found.columns["clean"], table["distance"]
     finite = distance[distance < math.inf]
     if eps is None:
@@ -73,15 +75,8 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         returned = (distance > 0) & (distance <= reach) & (distance < math.inf)
         standing = math.fsum(judged.where(~returned, table["far_correct"]))
         low, high = wilson(standing, n)
-        rows.append(
-            {
-                "eps": float(radius),
-                "accuracy": 100 * standing / n,
-                "lo": 100 * low,
-                "hi": 100 * high,
-                "n": n,
-            }
-        )
+        rates = {"accuracy": 100 * standing / n, "lo": 100 * low, "hi": 100 * high}
+        rows.append({"eps": float(radius), **rates, "n": n})
     out: pd.DataFrame = pd.DataFrame(rows)
     out.attrs.update(run=run, attack=attack, **threat)
     return out
@@ -89,17 +84,13 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
 
 def text_of(table: pd.DataFrame) -> str:
     """The curve for people."""
-    lines = [
-        _title(table),
-        "",
-        "Percent right at each radius eps, with its 95 % interval (Wilson), from the smallest perturbations found.",
-        "",
-        f"{'eps':>10}{'accuracy':>10}{'interval':>16}",
+    rows = [
+        [f"{row['eps']:.5g}", f"{row['accuracy']:.1f}", f"{row['lo']:.1f} to {row['hi']:.1f}"]
+        for row in table.to_dict("records")
     ]
-    for row in table.to_dict("records"):
-        span = f"{row['lo']:.1f} to {row['hi']:.1f}"
-        lines.append(f"{row['eps']:>10.5g}{row['accuracy']:>10.1f}{span:>16}")
-    return "\n".join(lines) + "\n"
+    about = "Percent right at each radius eps, with its 95 % interval (Wilson), from the smallest perturbations found."
+    cells = to_text(from_rows(["eps", "accuracy", "interval"], rows, texts=[]), rule=False)
+    return f"{_title(table)}\n\n{about}\n\n{cells}\n"
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pandas as pd
 
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist, one_line
-from robustbench_sparse.foundation.texts import csv_text, printable
+from robustbench_sparse.foundation.texts import csv_text
 from robustbench_sparse.reporting.plots import new_figure, save
+from robustbench_sparse.reporting.render import from_rows, to_text
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.seals import Seals
 
@@ -49,7 +51,7 @@ def collect(folder: Path, only: Sequence[str] = (), layers: bool = False) -> pd.
     check_runs_exist(only, labels)
     parts = []
     for entry in manifest["runs"]:
-        home, name = folder / "runs" / entry["run_id"], "layers.csv" if layers else "history.csv"
+        home, name = folder / names.RUNS / entry["run_id"], names.LAYERS if layers else names.HISTORY
         path, seals = home / name, Seals(home)
         if (only and entry["run"] not in only) or not seals.has(name):
             continue
@@ -102,15 +104,12 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 def text_of(table: pd.DataFrame) -> str:
     """Some epochs of every run, for people; of ``over_seeds`` without layers."""
-    width = max(len("run"), *(len(printable(run)) for run in table["run"]))
-    head = f"{'run':<{width}}{'epoch':>7}" + "".join(f"{c:>18}" for c in SHOWN)
-    lines = [head]
+    rows = []
     for run, group in table.groupby("run", sort=False):
-        last = group["passed"].max()
-        for row in group[group["passed"].isin([*_PRINTED, last])].to_dict("records"):
-            cells = "".join(f"{_spread(row, c):>18}" for c in SHOWN)
-            lines.append(f"{printable(run):<{width}}{row['passed']:>7}{cells}")
-    return "\n".join(lines) + "\n"
+        shown = group[group["passed"].isin([*_PRINTED, group["passed"].max()])]
+        for row in shown.to_dict("records"):
+            rows.append([str(run), str(row["passed"]), *(_spread(row, c) for c in SHOWN)])
+    return to_text(from_rows(["run", "epoch", *SHOWN], rows, texts=["run"]), rule=False) + "\n"
 
 
 def _spread(row: dict[Any, Any], column: str) -> str:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.texts import markdown, printable, to_csv
+from robustbench_sparse.foundation.texts import printable, to_csv
+from robustbench_sparse.reporting.render import from_rows, to_markdown, to_text
 from robustbench_sparse.runs.targets import Target, data_of, images_of, resolve_target
 from robustbench_sparse.sparsity.claims import against_asked
 from robustbench_sparse.sparsity.counting import count_layers, count_sparsity, count_zeros
@@ -107,61 +105,36 @@ def show_counts(counts: Mapping[str, Any], form: str) -> str:
     frame = layer_frame(counts)
     if form == "csv":
         return to_csv(frame)
-    heads = [
-        "layer",
-        "kind",
-        "shape",
-        "weights",
-        "zero %",
-        *(t for t, _, _ in _COUNTS),
-        "dense MACs",
-        "sparse MACs",
-    ]
-    body = (
+    texts, wholes = ["layer", "kind", "shape"], [title for title, _, _ in _COUNTS]
+    heads = [*texts, "weights", "zero %", *wholes, "dense MACs", "sparse MACs"]
+    rows = [
         [
-            [
-                str(r["name"]),
-                str(r["kind"]),
-                str(r["shape"]),
-                _whole(r["weights"]),
-                f"{r['zero_percent']:.2f}",
-                *(f"{_whole(r[f'zero_{t}'])}/{_whole(r[t])}" if r[t] else "-" for t, _, _ in _COUNTS),
-                _whole(r["macs"]),
-                _whole(r["sparse_macs"]),
-            ]
-            for r in frame.to_dict("records")
+            *(str(r[key]) for key in ("name", "kind", "shape")),
+            _whole(r["weights"]),
+            f"{r['zero_percent']:.2f}",
+            *(f"{_whole(r[f'zero_{t}'])}/{_whole(r[t])}" if r[t] else "-" for t in wholes),
+            _whole(r["macs"]),
+            _whole(r["sparse_macs"]),
         ]
-        if counts["layers"]
-        else []
-    )
-    lines = [_grid(heads, body, 3, form), ""]
+        for r in (frame.to_dict("records") if counts["layers"] else ())
+    ]
+    lines = [_grid(heads, rows, texts, form), ""]
     if form == "table":
         lines.insert(0, "Zero channels, kernels and rows of all; multiply-accumulates of one image.\n")
-    shares = [(k, counts[f"{k}_sparsity"]) for k in _TOTALS if counts[f"{k}_sparsity"] is not None]
-    lines.append(
-        "Zero "
-        + ", ".join(f"{kind}s {share:.2f} %" for kind, share in shares).replace(
-            "linears", "weights of linear layers"
-        )
-        + "."
-    )
-    lines.append(
-        f"Parameters {_whole(counts['parameters'])}, non-zero {_whole(counts['nonzero_parameters'])}."
-    )
+    totals = {k: counts[f"{k}_sparsity"] for k in _TOTALS if counts[f"{k}_sparsity"] is not None}
+    names = {"linear": "weights of linear layers"}
+    zero = ", ".join(f"{names.get(kind, f'{kind}s')} {share:.2f} %" for kind, share in totals.items())
+    nonzero = _whole(counts["nonzero_parameters"])
+    lines += [f"Zero {zero}.", f"Parameters {_whole(counts['parameters'])}, non-zero {nonzero}."]
     if "macs" not in counts:
         lines.append("Multiply-accumulates depend on the images: --dataset names them.")
     if counts["asked"]:
-        asked = [
-            [
-                a["defense"],
-                f"{a['kind']}s",
-                f"{a['percent']:g}",
-                f"{a['achieved']:.2f}",
-                "yes" if a["binding"] else "goal",
-            ]
-            for a in counts["asked"]
-        ]
-        lines += ["", _grid(["method", "of", "asked %", "counted %", "binding"], asked, 2, form)]
+        heads = ["method", "of", "asked %", "counted %", "binding"]
+        asked = []
+        for a in counts["asked"]:
+            shares = [f"{a['percent']:g}", f"{a['achieved']:.2f}"]
+            asked.append([a["defense"], f"{a['kind']}s", *shares, "yes" if a["binding"] else "goal"])
+        lines += ["", _grid(heads, asked, heads[:2], form)]
     return "\n".join(lines) + "\n"
 
 
@@ -189,9 +162,9 @@ def show_report(report: Mapping[str, Any], form: str) -> str:
         return to_csv(table)
     outputs = [[name, str(a), str(b)] for name, (a, b) in report["removed"].items()]
     proof, noise = report["proof"], ", noise off and equal noise on" if report["proof"]["noise"] else ""
-    lines = [_grid(heads, rows, 1, form), ""]
+    lines = [_grid(heads, rows, [""], form), ""]
     if outputs:
-        lines += [_grid(["layer", "outputs before", "after"], outputs, 1, form), ""]
+        lines += [_grid(["layer", "outputs before", "after"], outputs, ["layer"], form), ""]
     lines.append(
         f"Largest difference of the logits on {proof['images']} test images{noise}: {proof['difference']:.1e} "
         f"({proof['allowed']:.1e} allowed)."
@@ -205,26 +178,9 @@ def show_report(report: Mapping[str, Any], form: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int, form: str) -> str:
-    """A table whose first columns are texts and the others numbers."""
-    escape = markdown if form == "markdown" else printable
-    heads, rows = [escape(h) for h in heads], [[escape(cell) for cell in row] for row in rows]
-    if form == "markdown":
-        rule = "|" + "|".join(" --- " if i < texts else " ---: " for i in range(len(heads))) + "|"
-        return "\n".join(
-            ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(r) + " |" for r in rows)]
-        )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # As wide as its content: a number is never cut.
-    console = Console(width=1000, markup=False, highlight=False, emoji=False, color_system=None)
-    console.width = console.measure(table).maximum
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[str], form: str) -> str:
+    columns = from_rows(heads, rows, texts)
+    return to_markdown(columns) if form == "markdown" else to_text(columns)
 
 
 def _whole(value: Any) -> str:

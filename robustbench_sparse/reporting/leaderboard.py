@@ -18,18 +18,21 @@ from pydantic import BaseModel
 
 from robustbench_sparse.config.columns import BELIEF, COUNTS, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
 from robustbench_sparse.foundation.errors import UserError, near
-from robustbench_sparse.foundation.files import read_as
+from robustbench_sparse.foundation.files import read_as, read_json
 from robustbench_sparse.foundation.paired import ranks
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.certificate_record import NOT_CHECKED, REFUTED, worst_verdict
 from robustbench_sparse.runs.manifest import read_manifest
+from robustbench_sparse.runs.names import RECORD
 from robustbench_sparse.runs.outcomes import because, rates
-from robustbench_sparse.runs.seals import RECORD, Seals
+from robustbench_sparse.runs.seals import Seals
 
 
 class _Facts(BaseModel):
     model: str
     defenses: str
     threat: dict[str, Any]
+    record: dict[str, Any] = {}
 
 
 class _Environment(BaseModel):
@@ -133,11 +136,11 @@ def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     Raises:
         UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
     """
-    if (folder / "benchmark.json").is_file():
+    if (folder / names.BENCHMARK).is_file():
         return [fold(folder, only)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = [fold(path.parent, only) for path in sorted(folder.glob("*/benchmark.json"))]
+    found = [fold(path.parent, only) for path in sorted(folder.glob(f"*/{names.BENCHMARK}"))]
     if not found:
         raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
     return found
@@ -159,7 +162,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     for (benchmark, run), group in table.groupby(["benchmark", "run"], sort=False):
         seeds = [int(seed) for seed in group["seed"]]
         row: dict[str, Any] = {"benchmark": benchmark, "run": run, "seeds": len(seeds)}
-        for column in ("dataset", "model", "defenses"):
+        for column in (c for c in ("dataset", "model", "defenses", "precision") if c in group):
             row[column] = next((v for v in group[column] if v), "")
         row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
         if "verdict" in group:
@@ -176,7 +179,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         ]
         row["status"] = "; ".join(troubles) or "ok"
         rows.append(row)
-    front = ["benchmark", "run", "dataset", "model", "defenses", "seeds", "n"]
+    front = ["benchmark", "run", "dataset", "model", "defenses", "precision", "seeds", "n"]
     pairs = [f"{c}_{kind}" for c in averaged for kind in ("mean", "std")]
     published = [c for c in table.columns if c.startswith(PUBLISHED)]
     belief = [c for c in ("rank", "verdict", "flags") if c in table.columns]
@@ -227,6 +230,7 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         "dataset": manifest["dataset"],
         "model": "",
         "defenses": "",
+        "precision": "",
         "verdict": NOT_CHECKED,
         "flags": "",
         "asked": "",
@@ -235,30 +239,30 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
     }
     for column, value in manifest["published"].get(entry["run"], {}).items():
         row[f"{PUBLISHED}{column}"] = value
-    home = folder / "runs" / entry["run_id"]
+    home = folder / names.RUNS / entry["run_id"]
     seals = Seals(home)
-    if not (home / "run.json").is_file():
+    if not (home / names.RUN).is_file():
         return {**row, "status": "not trained"}
-    if not seals.has("run.json"):
+    if not seals.has(names.RUN):
         return {**row, "status": f"incomplete: no {RECORD} that names run.json (of an earlier version?)"}
     # Whatever the row is made of, its weights too; outcomes are checked where they are read.
-    seals.check(*(name for name in seals.hashes() if not name.startswith("outcomes/")))
-    facts = read_as(home / "run.json", _Facts)
+    seals.check(*(name for name in seals.hashes() if not name.startswith(f"{names.OUTCOMES}/")))
+    facts = read_as(home / names.RUN, _Facts)
     if facts["threat"] != manifest["threat"]:
-        raise UserError(f"{home / 'run.json'}: of another threat than {folder / 'benchmark.json'}")
-    row.update(model=facts["model"], defenses=facts["defenses"])
-    if seals.has("environment.json"):
-        row["commit"] = read_as(home / "environment.json", _Environment)["commit"] or ""
-    if not seals.has("training.json"):
+        raise UserError(f"{home / names.RUN}: of another threat than {folder / names.BENCHMARK}")
+    row.update(model=facts["model"], defenses=facts["defenses"], precision=_precision(home, facts["record"]))
+    if seals.has(names.ENVIRONMENT):
+        row["commit"] = read_as(home / names.ENVIRONMENT, _Environment)["commit"] or ""
+    if not seals.has(names.TRAINING):
         return {**row, "status": "incomplete: training"}
-    training = read_as(home / "training.json", _Training)
+    training = read_as(home / names.TRAINING, _Training)
     row["train_seconds"] = training["train_seconds"]
     row["train_accuracy"] = training["selected"].get("train_accuracy")
     if training["status"] != "complete":
         return {**row, "status": because(training)}
     problems = []
-    if seals.has("sparsity.json"):
-        counted = read_as(home / "sparsity.json", _Counts)
+    if seals.has(names.SPARSITY):
+        counted = read_as(home / names.SPARSITY, _Counts)
         if counted["refused"]:
             return {**row, "status": f"refused: {counted['refused']}"}
         row.update({name: counted[name] for name in (*SPARSITIES, *COUNTS)})
@@ -267,6 +271,22 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         )
     else:
         problems.append("incomplete: sparsity")
-    measured, gaps, notes = rates(home / "outcomes", manifest)
+    measured, gaps, notes = rates(home, manifest)
     problems += gaps
     return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}
+
+
+def _precision(home: Path, record: Mapping[str, Any]) -> str:
+    """In what precision a network was trained, ``compiled`` behind it, of each stage once; "" of a foreign network.
+
+    Runs that left it to a measurement, as was possible once, have the answer beside them.
+    """
+    chosen = read_json(home / names.SPEED) if (home / names.SPEED).is_file() else {}
+    found = []
+    for number, stage in enumerate(record.get("stages", [])):
+        measured = chosen.get(f"training {number}", {})
+        precision, compile = stage.get("precision", ""), stage.get("compile", "")
+        precision = measured.get("precision", "") if precision == "auto" else precision
+        compiled = measured.get("compile", False) if compile == "auto" else compile == "on"
+        found.append(f"{precision}{' compiled' if compiled else ''}")
+    return "+".join(dict.fromkeys(found))

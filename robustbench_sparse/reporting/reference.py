@@ -15,6 +15,7 @@ from robustbench_sparse.foundation.errors import UserError, one_line, shown
 from robustbench_sparse.foundation.intervals import difference, wilson
 from robustbench_sparse.foundation.texts import csv_text, printable
 from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.sparsity.claims import POINTS
 
 _EQUAL = ("parameters", "macs")
@@ -92,19 +93,12 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
 
 def text_of(differences: Sequence[Difference]) -> str:
     """The differences as a table in plain text, one line each, under a heading."""
-    lines = [["run", "column", "reference", "measured", "problem"]]
+    heads = ["run", "column", "reference", "measured", "problem"]
+    rows = []
     for d in differences:
         numbers = ["" if math.isnan(v) else f"{v:.2f}" for v in (d.reference, d.measured)]
-        lines.append([printable(text) for text in (d.run, d.column, *numbers, d.problem)])
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    out = []
-    for *cells, problem in lines:
-        run, column, wanted, measured = (
-            text.rjust(width) if i > 1 else text.ljust(width)
-            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        out.append(f"{run}  {column}  {wanted}  {measured}  {problem}")
-    return "\n".join(out)
+        rows.append([d.run, d.column, *numbers, d.problem])
+    return to_text(from_rows(heads, rows, texts=["run", "column", "problem"]), rule=False)
 
 
 def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> Difference | None:

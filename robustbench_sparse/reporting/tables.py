@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.text import Text
 
 from robustbench_sparse.config.columns import BELIEF, PUBLISHED, SECONDS, SPARSITIES
 from robustbench_sparse.foundation import texts
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import write_text
-from robustbench_sparse.foundation.texts import latex, markdown, printable
+from robustbench_sparse.foundation.texts import markdown, printable
+from robustbench_sparse.reporting import render
 from robustbench_sparse.reporting.leaderboard import aggregate, fold, rates_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from robustbench_sparse.reporting.render import Column
+from robustbench_sparse.runs import names
 
 FORMATS = ("table", "csv", "markdown", "latex")
-GAP = 2  # spaces between columns in the terminal
 MEANS, INTERVALS = "mean and standard deviation over seeds", "95 % Wilson interval"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a table shows of one number: itself, its spread, what was published; texts, "" for nothing."""
-
-    value: str = ""
-    spread: str = ""
-    published: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column as it is shown."""
-
-    title: str
-    cells: list[Cell]
-    number: bool = True
 
 
 def sort_by(table: pd.DataFrame, column: str | None) -> pd.DataFrame:
@@ -79,14 +61,9 @@ def to_markdown(tables: Sequence[pd.DataFrame]) -> str:
     """One Markdown table per benchmark under its name."""
     parts = []
     for table in tables:
-        columns = [*columns_of(table, full=True), _status(table)]
-        head = "| " + " | ".join(markdown(c.title) for c in columns) + " |"
-        rule = "|" + "|".join(" ---: " if c.number else " --- " for c in columns) + "|"
-        rows = [
-            "| " + " | ".join(_markdown(c.cells[i], c) for c in columns) + " |" for i in range(len(table))
-        ]
+        columns = [*columns_of(table, full=True, document=True), _plain(table, "status", False)]
         name, caption = title_of(table)
-        parts.append("\n".join([f"## {markdown(name)}", "", markdown(caption), "", head, rule, *rows, ""]))
+        parts.append(f"## {markdown(name)}\n\n{markdown(caption)}\n\n{render.to_markdown(columns)}\n")
     return "\n".join(parts)
 
 
@@ -94,21 +71,10 @@ def to_latex(tables: Sequence[pd.DataFrame]) -> str:
     """One ``tabular`` per benchmark, for booktabs."""
     parts = []
     for table in tables:
-        columns = columns_of(table)
         name, caption = title_of(table)
-        align = "".join("r" if c.number else "l" for c in columns)
-        lines = [
-            f"% {name}: {caption} Needs \\usepackage{{booktabs}}.",
-            f"\\begin{{tabular}}{{{align}}}",
-            "\\toprule",
-            " & ".join(latex(c.title) for c in columns) + " \\\\",
-            "\\midrule",
-            *(" & ".join(latex(_joined(c.cells[i])) for c in columns) + " \\\\" for i in range(len(table))),
-            "\\bottomrule",
-            "\\end{tabular}",
-            "",
-        ]
-        parts.append("\n".join([*(f"% {line}" for line in troubles_of(table)), *lines]))
+        notes = [*troubles_of(table), f"{name}: {caption} Needs \\usepackage{{booktabs}}."]
+        tabular = render.to_latex(columns_of(table, document=True))
+        parts.append("\n".join([*(f"% {note}" for note in notes), tabular, ""]))
     return "\n".join(parts)
 
 
@@ -119,12 +85,12 @@ def show(console: Console, tables: Sequence[pd.DataFrame]) -> None:
     """
     for table in tables:
         name, caption = title_of(table)
-        lines = [(name, "bold"), (caption, "dim"), ("", "")]
-        for block in _blocks(columns_of(table), console.width if console.is_terminal else 120):
-            lines += [*_block_lines(block, len(table)), ("", "")]
-        lines += [(line, "yellow") for line in troubles_of(table)]
-        for text, style in lines:
-            console.print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        columns = columns_of(table)
+        front = sum(c.title in ("run", "seed", "seeds") for c in columns[:2])
+        body = render.lines(columns, console.width if console.is_terminal else 120, front)
+        troubles = [Text(line, "yellow") for line in troubles_of(table)]
+        for line in [Text(name, "bold"), Text(caption, "dim"), Text(), *body, Text(), *troubles]:
+            console.print(line, soft_wrap=True)
 
 
 def title_of(table: pd.DataFrame) -> tuple[str, str]:
@@ -150,12 +116,13 @@ def troubles_of(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def columns_of(table: pd.DataFrame, full: bool = False) -> list[Column]:
+def columns_of(table: pd.DataFrame, full: bool = False, document: bool = False) -> list[Column]:
     """The columns worth showing: run, seed, rates, sparsities; empty ones are left out.
 
     Args:
         table: of ``leaderboard.fold`` or ``leaderboard.aggregate``.
         full: network and defenses too.
+        document: with the words of a text, ``52.3 [49.1, 55.4] (published 57.9)``, not of the terminal.
     """
     over_seeds = "seeds" in table.columns
     seed = "seeds" if over_seeds else "seed"
@@ -168,102 +135,34 @@ def columns_of(table: pd.DataFrame, full: bool = False) -> list[Column]:
     if not over_seeds:
         rates = [*rates_of(table), *(c for c in SPARSITIES if c in table.columns)]
     for name in rates:
-        cells = [_cell(row, name, over_seeds) for _, row in table.iterrows()]
-        title = name.replace("_sparsity", " zeros") if name in SPARSITIES else name
-        columns.append(Column(printable(title), cells))
+        cells = [_cell(row, name, over_seeds, document) for _, row in table.iterrows()]
+        columns.append(Column(name.replace("_sparsity", " zeros") if name in SPARSITIES else name, cells))
     believed = [c for c in BELIEF if c in table.columns and c != "rank_seeds"]
     columns += [_plain(table, name, name == "rank") for name in believed]
-    return [c for c in columns if any(cell != Cell() for cell in c.cells)]
+    return [c for c in columns if any(any(cell) for cell in c.cells)]
 
 
 def _plain(table: pd.DataFrame, name: str, number: bool) -> Column:
-    return Column(name, [Cell("" if pd.isna(v) else printable(v)) for v in table[name]], number)
+    return Column(name, [("" if pd.isna(v) else str(v),) for v in table[name]], number)
 
 
-def _status(table: pd.DataFrame) -> Column:
-    return _plain(table, "status", False)
-
-
-def _cell(row: pd.Series[Any], name: str, over_seeds: bool) -> Cell:
-    published = _number(row.get(f"{PUBLISHED}{name}"))
+def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> tuple[str, str, str]:
+    """A number, its spread, and what was published; "" for what is missing."""
     value = _number(row[f"{name}_mean" if over_seeds else name])
-    spread = ""
+    published, spread = _number(row.get(f"{PUBLISHED}{name}")), ""
     if over_seeds and value:
         deviation = _number(row[f"{name}_std"])
         spread = f"± {deviation}" if deviation else ""
     elif value and f"{name}_lo" in row:
-        spread = f"{_number(row[f'{name}_lo'])}-{_number(row[f'{name}_hi'])}"
-    return Cell(value, spread, published)
+        low, high = _number(row[f"{name}_lo"]), _number(row[f"{name}_hi"])
+        spread = f"[{low}, {high}]" if document else f"{low}-{high}"
+    if published:
+        published = f"(published {published})" if document else f"({published})"
+    return value, spread, published
 
 
 def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _joined(cell: Cell) -> str:
-    """A cell on one line: ``52.3 [49.1, 55.4] (published 57.9)``."""
-    spread = cell.spread if cell.spread.startswith("±") else cell.spread.replace("-", ", ").join("[]")
-    parts = [
-        cell.value,
-        spread if cell.spread else "",
-        f"(published {cell.published})" if cell.published else "",
-    ]
-    return " ".join(part for part in parts if part)
-
-
-def _markdown(cell: Cell, column: Column) -> str:
-    # The brackets around an interval are no link's.
-    return _joined(cell) if column.number else markdown(_joined(cell))
-
-
-def _lines(cell: Cell, column: Column) -> list[str]:
-    """A cell's lines in the terminal."""
-    lines = [cell.value or ("-" if column.number else "")]
-    if cell.spread or cell.published:
-        lines.append(cell.spread)
-    if cell.published:
-        lines.append(f"({cell.published})")
-    return lines
-
-
-def _width(column: Column) -> int:
-    texts = [line for cell in column.cells for line in _lines(cell, column)]
-    return max(len(text) for text in [*texts, *column.title.split(" ")])
-
-
-def _blocks(columns: Sequence[Column], width: int) -> list[list[Column]]:
-    """Split columns into parts, led by run and seed, that are at most so wide where single columns are."""
-    front = [c for c in columns if c.title in ("run", "seed", "seeds")]
-    blocks = [list(front)]
-    for column in columns[len(front) :]:
-        needed = sum(_width(c) + GAP for c in [*blocks[-1], column]) - GAP
-        if needed > width and len(blocks[-1]) > len(front):
-            blocks.append(list(front))
-        blocks[-1].append(column)
-    return blocks
-
-
-def _block_lines(columns: Sequence[Column], rows: int) -> list[tuple[str, str]]:
-    """A block's lines, each with its style."""
-    widths = [_width(c) for c in columns]
-
-    def line(texts: Sequence[str]) -> str:
-        aligned = [
-            text.rjust(width) if column.number else text.ljust(width)
-            for text, width, column in zip(texts, widths, columns, strict=True)
-        ]
-        return (" " * GAP).join(aligned).rstrip()
-
-    heads = [c.title.split(" ") for c in columns]
-    depth = max(len(h) for h in heads)
-    heads = [[""] * (depth - len(h)) + h for h in heads]
-    out = [(line([h[k] for h in heads]), "bold") for k in range(depth)]
-    out.append(("-" * (sum(widths) + GAP * (len(widths) - 1)), "dim"))
-    for i in range(rows):
-        cells = [_lines(c.cells[i], c) for c in columns]
-        for k in range(max(len(c) for c in cells)):
-            out.append((line([c[k] if k < len(c) else "" for c in cells]), "dim" if k else ""))
-    return out
 
 
 # Decimals of leaderboard.csv, by kind of column: percentages, and seconds of wall-clock time.
@@ -290,7 +189,7 @@ def write(folder: Path) -> pd.DataFrame:
         The leaderboard, as ``fold`` gives it.
     """
     table = fold(folder)
-    write_text(folder / "leaderboard.csv", to_csv(table))
-    write_text(folder / "leaderboard_seeds.csv", to_csv(aggregate(table)))
-    write_text(folder / "leaderboard.md", to_markdown([table]))
+    write_text(folder / names.LEADERBOARD, to_csv(table))
+    write_text(folder / names.LEADERBOARD_SEEDS, to_csv(aggregate(table)))
+    write_text(folder / names.LEADERBOARD_TEXT, to_markdown([table]))
     return table

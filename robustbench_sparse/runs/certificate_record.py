@@ -11,14 +11,13 @@ import pandas as pd
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.seals import Seals
 
 BELIEVABLE, DOUBTFUL, REFUTED, NOT_CHECKED = "believable", "doubtful", "refuted", "not checked"
 # From the best to the worst; a row without a verdict is no better than a doubtful one.
 VERDICTS = (BELIEVABLE, NOT_CHECKED, DOUBTFUL, REFUTED)
 FORMAT = 1
-# As the run's record names them.
-FILES = tuple(f"certificate/{name}" for name in ("certificate.json", "found.csv", "adversarials.safetensors"))
 # Of each check's record.
 TEXTS = ("id", "title", "source", "rule", "meaning", "advice", "status", "done", "why")
 
@@ -72,10 +71,10 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
     level = manifest.get("certificate", "off")
     if level == "off":
         return Certificate(found={})
-    path, seals = run / "certificate" / "certificate.json", Seals(run)
-    if not seals.has(*FILES):
+    path, seals = run / names.CERTIFICATE, Seals(run)
+    if not seals.has(*names.CERTIFIED):
         return Certificate(found={}, level=level, note="incomplete: certificate")
-    seals.check(*FILES)
+    seals.check(*names.CERTIFIED)
     about = read_json(path)
     try:
         key, checks = about["key"], about["checks"]
@@ -85,13 +84,13 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
             or key["threat"] != dict(manifest["threat"])
             or key["attacks"] != dict(manifest.get("settings", {}))
         )
-        if seals.has("outcomes/clean.json"):
-            stale = stale or read_json(run / "outcomes" / "clean.json")["key"]["identity"] != key["identity"]
+        if seals.has(names.account(names.CLEAN)):
+            stale = stale or read_json(run / names.account(names.CLEAN))["key"]["identity"] != key["identity"]
         if stale:
             return Certificate(
                 found={}, level=level, note="incomplete: certificate (made for other outcomes)"
             )
-        table = pd.read_csv(run / "certificate" / "found.csv")
+        table = pd.read_csv(run / names.FOUND)
         found = {int(i): float(r) for i, r in zip(table["index"], table["right"], strict=True)}
         if not all(0 <= r <= 1 for r in found.values()):
             raise ValueError("found.csv: expected shares in [0, 1]")

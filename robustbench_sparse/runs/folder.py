@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from robustbench_sparse.config import plugins
 from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.foundation.environment import describe
-from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import (
     fill,
     load_weights,
+    plain,
     read_as,
+    read_json,
     read_keys,
     save_weights,
     sha256,
@@ -39,17 +41,16 @@ from robustbench_sparse.foundation.files import (
     write_json,
 )
 from robustbench_sparse.foundation.texts import csv_safe
-from robustbench_sparse.models.build import build_network
+from robustbench_sparse.runs import names
+from robustbench_sparse.runs.manifest import check_run_folder
 from robustbench_sparse.runs.provenance import code_of
+from robustbench_sparse.runs.rebuild import architecture
 from robustbench_sparse.runs.seals import Seals
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.claims import against_asked, refusal
 from robustbench_sparse.sparsity.counting import count_sparsity
 
 FORMAT = 3  # raise it when a change of the code changes what the same config trains
-
-
-TRAINED = ("history.csv", "layers.csv", "model.safetensors", "training.json")  # what training leaves
 
 
 class _AskedFacts(BaseModel):
@@ -65,6 +66,7 @@ class _TrainingFacts(BaseModel):
     reason: str
     train_seconds: float
     selected: dict[str, float | None]
+    last: dict[str, float | None] = {}
     asked: list[_AskedFacts]
     weights_sha256: str
 
@@ -86,20 +88,57 @@ class RunFolder:
     seed: int
     facts: dict[str, Any]
 
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """A run's folder that lies on the disk.
+
+        Raises:
+            UserError: it is none, or ``run.json`` has been changed.
+        """
+        check_run_folder(path)
+        facts = read_json(path / names.RUN)
+        try:
+            return cls(
+                path=path, run_id=path.name, label=str(facts["run"]), seed=int(facts["seed"]), facts=facts
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{path / names.RUN}: damaged: {type(e).__name__}: {one_line(e)}") from None
+
+    @classmethod
+    def foreign(cls, path: Path, plan: Plan, dataset: Dataset, facts: Mapping[str, Any]) -> RunFolder:
+        """The folder of a network that was not trained here.
+
+        Args:
+            path: the folder; its name is the run's id.
+            plan: what it is judged by.
+            dataset: it is judged on.
+            facts: ``run`` and ``seed`` of its row, ``model``, and ``identity``, which names the network.
+        """
+        known = {
+            "run_id": path.name,
+            "benchmark": plan.config.name,
+            "dataset": dataset.label,
+            "defenses": "",
+            "threat": plan.config.threat.model_dump(),
+            "record": {},
+            **facts,
+        }
+        return cls(path=path, run_id=path.name, label=facts["run"], seed=facts["seed"], facts=known)
+
     @property
     def checkpoint(self) -> Path:
         """State after the last whole epoch."""
-        return self.path / "checkpoint.pt"
+        return self.path / names.CHECKPOINT
 
     @property
     def weights(self) -> Path:
         """The deployed network."""
-        return self.path / "model.safetensors"
+        return self.path / names.WEIGHTS
 
     @property
-    def outcomes(self) -> Path:
-        """Folder of per-image records."""
-        return self.path / "outcomes"
+    def speed(self) -> Path:
+        """What was chosen for speed."""
+        return self.path / names.SPEED
 
     @property
     def seals(self) -> Seals:
@@ -112,39 +151,56 @@ class RunFolder:
         Raises:
             UserError: the file has been changed since.
         """
-        if not self.seals.has("training.json"):
+        if not self.seals.has(names.TRAINING):
             return None
-        self.seals.check("training.json")
-        return read_as(self.path / "training.json", _TrainingFacts)
+        self.seals.check(names.TRAINING)
+        return read_as(self.path / names.TRAINING, _TrainingFacts)
 
     def prepare(self, device: torch.device) -> None:
         """Write what is known before training."""
-        with self.seals.renewing("run.json"):
-            write_json(self.path / "run.json", self.facts)
-        if not self.seals.has("environment.json"):
-            with self.seals.renewing("environment.json"):
-                write_json(self.path / "environment.json", describe(device))
+        with self.seals.renewing(names.RUN):
+            write_json(self.path / names.RUN, self.facts)
+        if not self.seals.has(names.ENVIRONMENT):
+            with self.seals.renewing(names.ENVIRONMENT):
+                write_json(self.path / names.ENVIRONMENT, describe(device))
 
     def store(self, trained: Trained) -> None:
         """Write what training left; it counts once all of it is there."""
-        with self.seals.renewing(*TRAINED):
-            for name, rows in (("history.csv", trained.history), ("layers.csv", trained.layers)):
+        with self.seals.renewing(*names.TRAINED):
+            for name, rows in ((names.HISTORY, trained.history), (names.LAYERS, trained.layers)):
                 table = csv_safe(pd.DataFrame(rows))
                 write_atomically(self.path / name, functools.partial(table.to_csv, index=False))
             if not trained.diverged:
                 save_weights(self.weights, trained.weights)
+            (self.path / names.LAST).unlink(missing_ok=True)
+            if not trained.diverged and trained.last != trained.selected:
+                save_weights(self.path / names.LAST, trained.last_weights)
             write_json(
-                self.path / "training.json",
+                self.path / names.TRAINING,
                 {
                     "status": "diverged" if trained.diverged else "complete",
                     "reason": trained.diverged,
                     "train_seconds": round(trained.seconds, 3),
-                    "selected": {k: None if math.isnan(v) else v for k, v in trained.selected.items()},
+                    "selected": _without_nan(trained.selected),
+                    "last": _without_nan(trained.last),
                     "asked": trained.asked,
                     "weights_sha256": "" if trained.diverged else sha256(self.weights),
                 },
             )
         self.checkpoint.unlink(missing_ok=True)
+
+    def store_foreign(self) -> None:
+        """Say that no training of ours lies behind the network."""
+        about = {
+            "status": "complete",
+            "reason": "",
+            "train_seconds": 0.0,
+            "selected": {},
+            "asked": [],
+            "weights_sha256": "",
+        }
+        with self.seals.renewing(names.TRAINING):
+            write_json(self.path / names.TRAINING, about)
 
     def adopt(self, others: Iterable[Path], device: torch.device) -> bool:
         """Take over the training of the same run from another benchmark's folder, where one has it; whether it did.
@@ -158,7 +214,7 @@ class RunFolder:
         """
         for other in others:
             home = RunFolder(
-                path=other / "runs" / self.run_id,
+                path=other / names.RUNS / self.run_id,
                 run_id=self.run_id,
                 label=self.label,
                 seed=self.seed,
@@ -167,32 +223,71 @@ class RunFolder:
             training = home.training() if home.path.is_dir() else None
             if training is None or training["status"] != "complete":
                 continue
-            names = [n for n in (*TRAINED, "environment.json") if home.seals.has(n)]
-            home.seals.check(*names)
-            with self.seals.renewing(*names):
-                for name in (*names, "speed.json"):  # what was chosen for speed belongs to the numbers, too
+            found = [n for n in (*names.TRAINED, names.ENVIRONMENT) if home.seals.has(n)]
+            home.seals.check(*found)
+            with self.seals.renewing(*found):
+                for name in (*found, names.SPEED):  # what was chosen for speed belongs to the numbers, too
                     if (home.path / name).is_file():
-                        data = (home.path / name).read_bytes()
-                        write_atomically(self.path / name, lambda f, d=data: f.write(d))  # type: ignore[misc]
+                        _copy(home.path / name, self.path / name)
             self.prepare(device)
             return True
         return False
 
-    def network(self, run: RunPlan, dataset: Dataset) -> nn.Module:
-        """The deployed network, read back from its file, in eval mode on the CPU."""
+    def adopt_last(self, device: torch.device) -> bool:
+        """Take over the last epoch of a run that differs in nothing but the epoch it keeps; whether there is one.
+
+        Raises:
+            UserError: a file there has been changed since it was stored.
+        """
+        if self.facts["record"]["stages"][-1]["selection"] != "last":
+            return False
+        mine = _without_choice(self.facts["record"])
+        for path in sorted(self.path.parent.glob(f"*-s{self.seed}-*/{names.RUN}")):
+            home = RunFolder(path=path.parent, run_id=path.parent.name, label="", seed=self.seed, facts={})
+            training = home.training() if home.seals.has(names.RUN) else None
+            if training is None or training["status"] != "complete" or not training["last"]:
+                continue
+            home.seals.check(names.RUN)
+            record = read_keys(path, ("record",))["record"]
+            if not record or _without_choice(record) != mine:
+                continue
+            self._take_last(home, training)
+            self.prepare(device)
+            return True
+        return False
+
+    def _take_last(self, home: RunFolder, training: Mapping[str, Any]) -> None:
+        found = [n for n in (*names.TRAINED, names.ENVIRONMENT) if home.seals.has(n)]
+        home.seals.check(*found)
+        with self.seals.renewing(*names.TRAINED, names.ENVIRONMENT):
+            for name in (names.HISTORY, names.LAYERS, names.ENVIRONMENT):
+                if name in found:
+                    _copy(home.path / name, self.path / name)
+            _copy(home.path / (names.LAST if names.LAST in found else names.WEIGHTS), self.weights)
+            facts = {**training, "selected": training["last"], "weights_sha256": sha256(self.weights)}
+            write_json(self.path / names.TRAINING, facts)
+
+    def network(self, channels: int, size: int, classes: int) -> nn.Module:
+        """The deployed network as its record says it was built, with the weights of its file; eval mode, on the CPU.
+
+        Args:
+            channels, size, classes: of the data set's images.
+
+        Raises:
+            UserError: weights that are missing, of another network, or not those that were trained; a damaged record;
+                or images that the network does not fit.
+        """
         self.check_weights()
         weights = load_weights(self.weights)
-        channels, size = dataset.train_x.shape[1], dataset.train_x.shape[2]
-        defenses = [d.build() for d in run.defenses]
-        model = build_network(run.model, defenses, channels, size, len(dataset.classes), self.seed)
+        model = architecture(self.path, channels, size, classes)
         fill(model, weights, self.weights)
-        return model.eval()
+        return model
 
     def counts(self) -> dict[str, Any] | None:
         """What ``count`` kept, or None where it is not there or was changed: it is counted again then."""
-        if not self.seals.holds("sparsity.json"):
+        if not self.seals.holds(names.SPARSITY):
             return None
-        found: dict[str, Any] = read_keys(self.path / "sparsity.json", ("refused",))
+        found: dict[str, Any] = read_keys(self.path / names.SPARSITY, ("refused",))
         return found
 
     def check_weights(self) -> None:
@@ -215,9 +310,25 @@ class RunFolder:
         counts = count_sparsity(model, channels, size)
         counts["asked"] = against_asked(training.get("asked", []), counts["layers"])
         counts["refused"] = refusal(training.get("selected", {}), counts)
-        with self.seals.renewing("sparsity.json"):
-            write_json(self.path / "sparsity.json", counts)
+        with self.seals.renewing(names.SPARSITY):
+            write_json(self.path / names.SPARSITY, counts)
         return counts
+
+
+def _copy(source: Path, target: Path) -> None:
+    data = source.read_bytes()
+    write_atomically(target, lambda f: f.write(data))
+
+
+def _without_nan(facts: Mapping[str, float]) -> dict[str, float | None]:
+    return {k: None if math.isnan(v) else v for k, v in facts.items()}
+
+
+def _without_choice(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record but for which epoch its last stage keeps."""
+    *first, last = record["stages"]
+    chosen = {k: v for k, v in last.items() if k not in ("selection", "select_after")}
+    return {**plain(record), "stages": plain([*first, chosen])}
 
 
 def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) -> RunFolder:
@@ -246,7 +357,9 @@ def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) 
         "threat": plan.config.threat.model_dump(),
         "record": record,
     }
-    return RunFolder(path=folder / "runs" / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts)
+    return RunFolder(
+        path=folder / names.RUNS / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts
+    )
 
 
 def _sparse_optimisers(run: RunPlan) -> list[str]:

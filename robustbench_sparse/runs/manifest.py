@@ -14,6 +14,7 @@ from robustbench_sparse.config.schema import Level
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain, read_as, read_keys
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.seals import Seals
 
 # The name of a file beside others: nothing that leads elsewhere.
@@ -49,7 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are. Without
     ``certificate`` (the level asked for) there is none; ``table`` is what the table was made by, see ``variants``.
     """
-    path = folder / "benchmark.json"
+    path = folder / names.BENCHMARK
     if not path.is_file():
         raise UserError(f"{folder}: no benchmark here (expected {path.name} in it)")
     return read_as(path, _Manifest)
@@ -57,10 +58,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def check_run_folder(path: Path) -> str:
     """The run's id; UserError unless it is a run's folder."""
-    if not (path / "run.json").is_file():
+    if not (path / names.RUN).is_file():
         raise UserError(f"{path}: not a run's folder (no run.json); give results/<benchmark>/runs/<id>")
-    Seals(path).check("run.json")
-    return str(read_keys(path / "run.json", ("run_id",))["run_id"])
+    Seals(path).check(names.RUN)
+    return str(read_keys(path / names.RUN, ("run_id",))["run_id"])
 
 
 def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from attacks.base import Norm, Threat
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_keys
 from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.certificate_record import Certificate, read_certificate
 from robustbench_sparse.runs.seals import Seals
 
@@ -21,9 +22,9 @@ from robustbench_sparse.runs.seals import Seals
 JUDGED = ("ok", "outside_box", "outside_ball")
 
 
-def rates(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Rate cells of one run; what keeps them from being complete; and what was put right on the way."""
-    found = verdicts(folder, manifest)
+def rates(run: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Rate cells of one run's folder; what keeps them from being complete; and what was put right on the way."""
+    found = verdicts(run, manifest)
     if "clean" not in found.columns:
         return {}, found.gaps, []
     row: dict[str, Any] = {"n": len(found.columns["clean"]), "eval_seconds": found.seconds}
@@ -59,18 +60,18 @@ class Verdicts:
     seconds: float = 0.0
 
 
-def verdicts(folder: Path, manifest: Mapping[str, Any]) -> Verdicts:
-    """Read a run's outcomes. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
-    clean, problem, seconds = _outcome(folder, "clean", ("index", "label", "correct"), None)
+def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
+    """Read the outcomes in a run's folder. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
+    clean, problem, seconds = _outcome(run, names.CLEAN, ("index", "label", "correct"), None)
     if clean is None:
         return Verdicts({}, [], [problem], [], Certificate(found={}))
-    certificate = read_certificate(folder.parent, manifest)
+    certificate = read_certificate(run, manifest)
     seconds += certificate.seconds
     found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], certificate, seconds)
     worst, some_inside = clean["correct"], False
     for label in manifest["attacks"]:
         columns = ("index", "label", "adv_correct", "linf", "l2", "status")
-        table, problem, seconds = _outcome(folder, label, columns, manifest["settings"].get(label))
+        table, problem, seconds = _outcome(run, label, columns, manifest["settings"].get(label))
         found.seconds += seconds
         if table is None:
             found.gaps.append(problem)
@@ -123,7 +124,7 @@ def reach_of(eps: float, norm: Norm) -> float:
 
 
 def _outcome(
-    folder: Path, label: str, columns: Sequence[str], settings: Mapping[str, Any] | None
+    run: Path, label: str, columns: Sequence[str], settings: Mapping[str, Any] | None
 ) -> tuple[pd.DataFrame | None, str, float]:
     """An outcome's table and seconds, or None and why there is none. The third column is the verdict.
 
@@ -132,12 +133,11 @@ def _outcome(
 
     An outcome of other settings than the benchmark's present ones, left from before a change, is none.
     """
-    about_path, path = folder / f"{label}.json", folder / f"{label}.csv"
-    names = [f"{folder.name}/{p.name}" for p in (about_path, path)]
-    seals = Seals(folder.parent)
-    if not seals.has(names[0]):
+    about_path, path = run / names.account(label), run / names.verdicts(label)
+    seals = Seals(run)
+    if not seals.has(names.account(label)):
         return None, f"incomplete: {label}", 0.0
-    seals.check(names[0])
+    seals.check(names.account(label))
     keys = ("status", "reason", "n", "seconds", "key", "bounded")
     about = read_keys(about_path, keys, {"bounded": True})
     try:
@@ -149,7 +149,7 @@ def _outcome(
         return None, f"incomplete: {label} (its settings have changed)", 0.0
     if about["status"] != "ok":
         return None, f"{label}: {because(about)}", seconds
-    seals.check(names[1])
+    seals.check(names.verdicts(label))
     try:
         table = pd.read_csv(path)
         missing = [c for c in columns if c not in table.columns]

@@ -1,4 +1,4 @@
-"""Networks read back from their runs' folders, without the data set they were trained on."""
+"""How a stored network was built: from the record of its run, without the data set it was trained on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from robustbench_sparse.config.load import resolve
 from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.config.plugins import from_file
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.files import fill, load_weights, read_json, read_keys
+from robustbench_sparse.foundation.files import read_json, read_keys
 from robustbench_sparse.models.build import build_network
-from robustbench_sparse.runs.folder import RunFolder
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.seals import Seals
 from robustbench_sparse.runs.variants import MARK
 
 
 def has_recipe(folder: Path | None) -> bool:
     """Whether a run's folder says how its network was built; that of a foreign network does not."""
-    if folder is None or not (folder / "run.json").is_file():
+    if folder is None or not (folder / names.RUN).is_file():
         return False
-    return bool(read_keys(folder / "run.json", ("record",))["record"])
+    return bool(read_keys(folder / names.RUN, ("record",))["record"])
 
 
 def stored_plan(folder: Path) -> Plan:
@@ -32,7 +32,7 @@ def stored_plan(folder: Path) -> Plan:
     Raises:
         UserError: the record is damaged, or of other plug-ins than there are.
     """
-    path = folder / "run.json"
+    path = folder / names.RUN
     Seals(folder).check(path.name)
     return plan_of(read_json(path), path)
 
@@ -55,7 +55,7 @@ def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
             "validation": record["validation"],
             "train_limit": record["train_limit"],
             "threat": record["threat"],
-            "train": {"stages": record["stages"]},
+            "train": {"stages": [_known(stage) for stage in record["stages"]]},
             "runs": {facts["run"]: {"model": record["model"], "defenses": defenses}},
         }
     except (KeyError, TypeError, AttributeError) as e:
@@ -64,17 +64,23 @@ def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
         return resolve(raw, name=str(path))
 
 
+def _known(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's record as the schema knows it: once, precision and compilation could be left to a measurement."""
+    fixed = {"precision": "fp32", "compile": "off"}
+    return {**stage, **{k: v for k, v in fixed.items() if stage.get(k) == "auto"}}
+
+
 def architecture(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
     """The network of a run, with fresh weights, in eval mode on the CPU.
 
     Args:
         folder: the run's, see ``has_recipe``.
-        channels, size, classes: of the data set, as in ``train.build_network``.
+        channels, size, classes: of the data set, as in ``models.build.build_network``.
 
     Raises:
         UserError: as ``stored_plan``, or for images that the network does not fit.
     """
-    path = folder / "run.json"
+    path = folder / names.RUN
     return network_of(read_json(path), path, channels, size, classes)
 
 
@@ -86,17 +92,3 @@ def network_of(facts: Mapping[str, Any], path: Path, channels: int, size: int, c
         return build_network(run.model, defenses, channels, size, classes, int(facts["seed"])).eval()
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: {one_line(e)}") from None
-
-
-def rebuilt(folder: Path, channels: int, size: int, classes: int) -> nn.Module:
-    """The network of a run with the weights of its file, in eval mode on the CPU.
-
-    Raises:
-        UserError: as ``architecture``; or weights that are missing, of another network, or not those trained.
-    """
-    place = RunFolder(path=folder, run_id=folder.name, label="", seed=0, facts={})
-    place.check_weights()
-    weights = load_weights(place.weights)
-    model = architecture(folder, channels, size, classes)
-    fill(model, weights, place.weights)
-    return model

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json, sha256, write_json
-
-RECORD = "files.json"
+from robustbench_sparse.runs.names import RECORD
 
 
 class Seals:

@@ -15,7 +15,8 @@ from robustbench_sparse.config.schema import NetworkConfig
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.files import fill, load_weights, read_json, sha256
+from robustbench_sparse.foundation.files import fill, load_weights, sha256
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import check_run_folder
 from robustbench_sparse.runs.rebuild import plan_of, stored_plan
@@ -77,7 +78,7 @@ def resolve_target(
         path.exists()
     except OSError as e:  # no name that the system takes
         raise UserError(f"{target}: {one_line(e.strerror or e)}") from None
-    if path.name == "model.safetensors" and (path.parent / "run.json").is_file():
+    if path.name == names.WEIGHTS and (path.parent / names.RUN).is_file():
         path = path.parent
     if path.exists() and weights is not None:
         what = "a run's folder" if path.is_dir() else "a file"
@@ -126,22 +127,21 @@ def images_of(dataset: Dataset) -> dict[str, int]:
 
 
 def _from_run(path: Path, data_root: str | Path | None) -> Target:
-    plan, facts = stored_plan(path), read_json(path / "run.json")
+    plan = stored_plan(path)
     own = load_dataset(plan.dataset, data_root)
-    run, seed = plan.runs[0], int(facts["seed"])
-    place = RunFolder(path=path, run_id=path.name, label=run.label, seed=seed, facts=facts)
-    place.check_weights()
+    place = RunFolder.at(path)
+    model = place.network(**images_of(own))
     training = place.training()
     assert training is not None
     return Target(
-        model=place.network(run, own),
-        name=run.label,
+        model=model,
+        name=place.label,
         identity=training["weights_sha256"],
         weights=place.weights,
         dataset=plan.config.data,
         norm=plan.threat.norm,
         eps=plan.threat.eps,
-        record={"run": facts},
+        record={"run": place.facts},
         images=images_of(own),
         asked=list(training["asked"]),
     )

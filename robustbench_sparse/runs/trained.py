@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +15,33 @@ class Trained:
 
     Attributes:
         weights: the deployed network's state, chosen by validation.
+        selected: stage, epoch, accuracies and sparsities of the chosen weights.
+        last_weights, last: the same of the last epoch.
         history: one row per epoch.
         layers: one row per epoch and layer: zeros and l1 norm of the deployed network.
-        selected: stage, epoch, accuracies and sparsities of the chosen weights.
         asked: the shares of zeros that defenses were asked for, see ``defenses.base.Asked``; plain values.
         seconds: time spent training, over all sittings.
         diverged: why training stopped early, or an empty string.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
+    selected: dict[str, float] = field(default_factory=dict)
+    last_weights: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-    selected: dict[str, float] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     diverged: str = ""
+
+    def memory(self) -> dict[str, Any]:
+        """What a training that goes on later has to know."""
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take over what ``memory`` gave; KeyError where a part is missing."""
+        for name in _REMEMBERED:
+            setattr(self, name, memory[name])
+
+
+_REMEMBERED = ("weights", "selected", "last_weights", "last", "history", "layers", "seconds")

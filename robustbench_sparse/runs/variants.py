@@ -19,6 +19,7 @@ from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.config.schema import LEVELS
 from robustbench_sparse.foundation.errors import UserError, shown
 from robustbench_sparse.foundation.files import plain, read_json
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import read_manifest, table_of
 
 MARK = "@"
@@ -101,7 +102,7 @@ def siblings(folder: Path) -> list[Path]:
     """The other tables of the same benchmark: trainings may be there already."""
     base = folder.name.partition(MARK)[0]
     found = [folder.parent / base, *sorted(folder.parent.glob(f"{base}{MARK}*"))]
-    return [path for path in found if path != folder and (path / "runs").is_dir()]
+    return [path for path in found if path != folder and (path / names.RUNS).is_dir()]
 
 
 def fitting(folder: Path, plan: Plan, *, replace: bool) -> Plan:
@@ -110,7 +111,7 @@ def fitting(folder: Path, plan: Plan, *, replace: bool) -> Plan:
     Raises:
         UserError: the folder holds a table that this plan would not only add to.
     """
-    if not (folder / "benchmark.json").is_file():
+    if not (folder / names.BENCHMARK).is_file():
         return plan
     manifest = read_manifest(folder)
     changed = difference(manifest["table"], table_of(plan)) if manifest["table"] else ""
@@ -135,7 +136,7 @@ def changed_code(folder: Path, record: dict[str, Any], label: str, seed: int) ->
         label, seed: the run.
     """
     record = plain(record)
-    for path in sorted((folder / "runs").glob(f"{label}-s{seed}-*/run.json")):
+    for path in sorted((folder / names.RUNS).glob(f"{label}-s{seed}-*/{names.RUN}")):
         try:
             old = read_json(path)["record"]
             same = {**old, "code": record["code"]} == record

@@ -27,7 +27,7 @@ def count_sparsity(model: nn.Module, channels: int, size: int) -> dict[str, Any]
         size: height and width of an image in pixels.
 
     Returns:
-        Plain values, ready for JSON: the percentages of ``zero_shares``; ``parameters`` and
+        Plain values, ready for JSON: the percentages of ``shares_of``; ``parameters`` and
         ``nonzero_parameters``, which count biases and batch-norm too; ``macs``, see ``count_macs``;
         ``sparse_macs``, the same without multiplications by a zero weight; and ``layers``, the counts of each
         layer of ``count_layers`` with its ``macs`` and ``sparse_macs``.
@@ -50,25 +50,13 @@ def count_sparsity(model: nn.Module, channels: int, size: int) -> dict[str, Any]
 
 
 def count_zeros(model: nn.Module, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What can be counted without an image: ``zero_shares`` of the layers counted, parameters, and those not zero."""
+    """What can be counted without an image: ``shares_of`` of the layers counted, parameters, and those not zero."""
     parameters = list(model.parameters())
     return {
         **shares_of(layers),
         "parameters": sum(p.numel() for p in parameters),
         "nonzero_parameters": sum(int(p.count_nonzero()) for p in parameters),
     }
-
-
-def zero_shares(model: nn.Module) -> dict[str, float | None]:
-    """The sparsities in percent, over all layers together; None where there is nothing of the kind.
-
-    Returns:
-        ``weight_sparsity``: zero weights. ``linear_sparsity``: zero weights of linear layers alone.
-        ``channel_sparsity``: input channels W[:, g] of convolutions of l2 norm below 1e-15.
-        ``kernel_sparsity``: kernels W[o, i] of convolutions that are zero. ``row_sparsity``: outputs whose
-        weights W[o] are all zero, neurons of linear layers and filters of convolutions alike.
-    """
-    return shares_of(count_layers(model))
 
 
 def count_layers(model: nn.Module) -> list[dict[str, Any]]:
@@ -120,7 +108,17 @@ def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def shares_of(layers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The sparsities of ``zero_shares`` from the counts of ``count_layers``."""
+    """The sparsities in percent, over all layers together; None where there is nothing of the kind.
+
+    Args:
+        layers: the counts of ``count_layers``.
+
+    Returns:
+        ``weight_sparsity``: zero weights. ``linear_sparsity``: zero weights of linear layers alone.
+        ``channel_sparsity``: input channels W[:, g] of convolutions of l2 norm below 1e-15.
+        ``kernel_sparsity``: kernels W[o, i] of convolutions that are zero. ``row_sparsity``: outputs whose
+        weights W[o] are all zero, neurons of linear layers and filters of convolutions alike.
+    """
     out: dict[str, float | None] = {}
     linear = [layer for layer in layers if layer["kind"] == "Linear"]
     for share, kind, counted in (

@@ -15,25 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks import IFGSM
-from attacks.base import GeneratorNoise, SampleRandom, Threat, noise_from
+from attacks.base import Threat
 from defenses.base import Defense, Step
 from robustbench_sparse.config.optimizers import Schedule
 from robustbench_sparse.config.plan import RunPlan, StagePlan
+from robustbench_sparse.config.schema import StageConfig
 from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.engine.autotune import Speed, for_training, recorded
 from robustbench_sparse.engine.fast import FastNetwork, FastTraining
-from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.files import write_atomically
+from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Show, Task
 from robustbench_sparse.foundation.streams import Streams, derive
 from robustbench_sparse.models.build import build_network, on_device
 from robustbench_sparse.runs.trained import Trained
-from robustbench_sparse.sparsity.counting import count_layers, count_macs, shares_of
+from robustbench_sparse.sparsity.counting import count_layers, shares_of
+from robustbench_sparse.training.checkpoint import Checkpoint, Moment
+from robustbench_sparse.training.validation import Validation, keep
 
-VALIDATION_ATTACK = IFGSM(steps=10, keep="last")
-_EVALUATION_BATCH = 512
 _LOOK_EVERY_S = 1.0
 
 
@@ -65,7 +63,7 @@ class Trainer:
         label: str = "",
     ) -> None:
         self.run, self.data, self.threat, self.show = run, data, threat, show
-        self.checkpoint, self.label = checkpoint, label or run.label
+        self.label = label or run.label
         self.streams = Streams(seed)
         self.defenses = [d.build() for d in run.defenses]
         # Two defenses of one kind have streams of their own; adding another kind shifts neither.
@@ -74,9 +72,11 @@ class Trainer:
         model = build_network(run.model, self.defenses, data.channels, data.size, data.classes, seed)
         self.model = on_device(model, data.device)
         self.trained = Trained()
-        self.speed = Speed()
-        self._forward = FastTraining(self.model, precision="fp32", compile=False)
-        self._sample: Tensor  # a minibatch to compile for, set with a stage's speed
+        self.checkpoint = Checkpoint(checkpoint, self.model, self.defenses, self.streams, self.trained)
+        self.validation = Validation(data, threat, self.streams)
+        self._config: StageConfig  # of the stage at work
+        self._forward: FastTraining
+        self._sample: Tensor  # a minibatch to compile for, set with a stage
         self._fast: FastNetwork | None = None
         self._validated: FastNetwork | None = None
         self.s = Step(self.model, None, threat, self.streams.get("data"), data.images)
@@ -85,13 +85,11 @@ class Trainer:
 
     def train(self) -> Trained:
         """Train every stage to its end; returns the chosen weights, or why training diverged."""
-        resumed = self._read_checkpoint()
-        first = int(resumed["stage"]) if resumed else 0
+        reached = self.checkpoint.read()
+        first = reached.stage if reached else 0
         for number in range(first, len(self.run.stages)):
-            stage = self.run.stages[number]
-            state = resumed if resumed and number == first else None
             try:
-                self._stage(number, stage, state)
+                self._stage(number, self.run.stages[number], reached if number == first else None)
             except Diverged as e:
                 self.trained.diverged = str(e)
                 break
@@ -104,7 +102,7 @@ class Trainer:
         )
         return [{"defense": name, **asdict(asked)} for name, asked in pairs if asked is not None]
 
-    def _stage(self, number: int, stage: StagePlan, resumed: dict[str, Any] | None) -> None:
+    def _stage(self, number: int, stage: StagePlan, reached: Moment | None) -> None:
         s, config = self.s, stage.config
         steps = self.data.steps_per_epoch(config.batch_size)
         s.stage, s.epoch, s.epochs, s.steps_per_epoch, s.optimizer = number, 0, config.epochs, steps, None
@@ -114,12 +112,12 @@ class Trainer:
         schedule = stage.schedule.build(optimizer, config.epochs, steps)
         s.optimizer = optimizer
         start = 0
-        if resumed:
-            self._restore(resumed, optimizer, schedule)
-            start = int(resumed["epoch"]) + 1
+        if reached:
+            self.checkpoint.restore(optimizer, schedule, self.data.device)
+            s.step, start = reached.step, reached.epoch + 1
         else:
             self.trained.selected = {}
-        self._choose_speed(number, stage)
+        self._make_quick(stage)
         several = len(self.run.stages) > 1
         title = f"{self.label} train" + (f" {number + 1}/{len(self.run.stages)}" if several else "")
         images = self.data.count("train")
@@ -131,7 +129,7 @@ class Trainer:
                 row = self._epoch(stage, optimizer, schedule, task)
                 self.trained.seconds += time.perf_counter() - began
                 self.trained.history.append(row)
-                self._write_checkpoint(number, epoch, optimizer, schedule)
+                self.checkpoint.write(Moment(stage=number, epoch=epoch, step=s.step), optimizer, schedule)
         finally:
             task.close()
 
@@ -145,7 +143,7 @@ class Trainer:
         torch.manual_seed(derive(self.streams.seed, f"layers/{s.stage}/{s.epoch}"))
         self.model.train()
         loss_sum = torch.zeros((), device=self.data.device)
-        right = torch.zeros((), device=self.data.device)
+        correct = torch.zeros((), device=self.data.device)
         seen, looked = 0, time.perf_counter()
         stream = self.streams.get("data")
         for x, y in self.data.batches(stream, config.batch_size):
@@ -153,42 +151,47 @@ class Trainer:
             loss, logits = self._step(optimizer)
             schedule.after_step()
             loss_sum += loss * len(y)
-            right += (logits.argmax(1) == y).sum()
+            correct += (logits.argmax(1) == y).sum()
             seen += len(y)
             info = ""
             if time.perf_counter() - looked > _LOOK_EVERY_S:  # reading a loss waits for the device: rarely
                 looked = time.perf_counter()
                 info = f"epoch {s.epoch + 1}/{s.epochs} loss {self._finite(loss_sum) / seen:.4f}"
             task.advance(len(y), info)
-        loss_mean = self._finite(loss_sum) / seen
-        s.train_accuracy = right.item() / seen
+        s.train_accuracy = correct.item() / seen
+        return self._end_of_epoch(stage, schedule, {"lr": lr, "train_loss": self._finite(loss_sum) / seen})
+
+    def _end_of_epoch(self, stage: StagePlan, schedule: Schedule, row: dict[str, float]) -> dict[str, float]:
+        """Validate the deployed network, keep it where it is chosen, let the defenses see; the epoch's record."""
+        s, config = self.s, stage.config
         deployed = self.deployed()
-        s.val_accuracy = self._accuracy(deployed, None) if self.data.count("val") else math.nan
-        schedule.after_epoch(loss_mean, s.val_accuracy)
+        s.val_accuracy = self.validation.accuracy(deployed)
+        schedule.after_epoch(row["train_loss"], s.val_accuracy)
         layers = count_layers(deployed)
         s.sparsity = shares_of(layers)
-        row: dict[str, float] = {
-            "stage": s.stage,
-            "epoch": s.epoch,
-            "lr": lr,
-            "train_loss": loss_mean,
+        sparsity = {k: math.nan if v is None else v for k, v in s.sparsity.items()}
+        when = {"stage": s.stage, "epoch": s.epoch}
+        row = {
+            **when,
+            **row,
             "train_accuracy": 100 * s.train_accuracy,
             "val_accuracy": 100 * s.val_accuracy,
-            **{k: math.nan if v is None else v for k, v in s.sparsity.items()},
+            **sparsity,
             "l1_norm": math.fsum(layer["l1_norm"] for layer in layers),
         }
         score = s.val_accuracy
-        if config.selection == "adversarial":
-            score = self._accuracy(deployed, self.threat)
+        if stage.selection == "adversarial":
+            score = self.validation.adversarial_accuracy(deployed, self._stand_in(deployed))
             row["val_adversarial_accuracy"] = 100 * score
-        self._select(config.selection, config.select_after, score, deployed)
+        facts = {
+            **when,
+            "val_accuracy": s.val_accuracy,
+            "train_accuracy": 100 * s.train_accuracy,
+            **sparsity,
+        }
+        keep(self.trained, stage.selection, config.select_after, score, facts, deployed)
         self.trained.layers += [
-            {
-                "stage": s.stage,
-                "epoch": s.epoch,
-                **{k: v for k, v in layer.items() if k not in ("kind", "shape")},
-            }
-            for layer in layers
+            {**when, **{k: v for k, v in layer.items() if k not in ("kind", "shape")}} for layer in layers
         ]
         with torch.no_grad():
             for name, defense in self._named_acting():
@@ -231,36 +234,28 @@ class Trainer:
     def _acting(self) -> Iterator[Defense]:
         return (defense for _, defense in self._named_acting())
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.speed.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.data.device.type, dtype=torch.bfloat16)
-
-    def _choose_speed(self, number: int, stage: StagePlan) -> None:
-        """Precision and compilation of a stage: as its folder records them, else as asked for or measured."""
-        data, config = self.data, stage.config
-        size = min(config.batch_size, data.count("train"))
-        x = data.gather("train", torch.arange(size))[0]
-        passes = sum(d.passes for d in self._acting())
-
-        def choose() -> Speed:
-            images = config.epochs * data.count("train")
-            macs = count_macs(self.model, data.channels, data.size)
-            work = (
-                images * macs * (3 + 2 * passes)
-            )  # backward costs twice the forward pass, half with fixed weights
-            return for_training(
-                self.model, x, work, passes, precision=config.precision, compile=config.compile
-            )
-
-        self.speed = recorded(self.checkpoint.parent / "speed.json", f"training {number}", choose)
-        precision, compile = self.speed.precision, self.speed.compile
-        self._forward = FastTraining(self.model, precision=precision, compile=compile)
+    def _make_quick(self, stage: StagePlan) -> None:
+        """Passes in the stage's precision, compiled where it says so."""
+        config = stage.config
+        self._config = config
+        size = min(config.batch_size, self.data.count("train"))
+        x = self.data.gather("train", torch.arange(size))[0]
+        self._forward = FastTraining(self.model, precision=config.precision, compile=config.compile == "on")
         self._forward.warm_up(x)
+        if self._forward.note:  # eager in its place would be another training under the same id
+            raise UserError(f"runs.{self.run.label}.train.compile: {self._forward.note}; set it to off")
         self._sample = x  # compiled code is made for batches of this size, though it works for all
         self._fast = self._validated = None
-        plain = precision == "fp32" and not compile
-        self.s.fast = None if plain else self._current
+        self.s.fast = self._current if self._is_quick else None
+
+    @property
+    def _is_quick(self) -> bool:
+        return self._config.precision != "fp32" or self._config.compile == "on"
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.data.device.type, dtype=torch.bfloat16)
 
     def _current(self) -> nn.Module:
         """The network as it is now, quick to attack."""
@@ -268,8 +263,17 @@ class Trainer:
             self._fast = self._quick(self.model)
         return self._fast.refresh()
 
+    def _stand_in(self, deployed: nn.Module) -> FastNetwork | None:
+        """What validation attacks in a deployed network's place; None for the network itself."""
+        if not self._is_quick:
+            return None
+        if self._validated is None:
+            self._validated = self._quick(deployed)
+        return self._validated.refresh(deployed)
+
     def _quick(self, model: nn.Module) -> FastNetwork:
-        fast = FastNetwork(model, precision=self.speed.precision, compile=self.speed.compile)
+        config = self._config
+        fast = FastNetwork(model, precision=config.precision, compile=config.compile == "on")
         fast.warm_up(self._sample)
         return fast
 
@@ -284,35 +288,6 @@ class Trainer:
         model.eval()
         return model
 
-    def _accuracy(self, model: nn.Module, threat: Threat | None) -> float:
-        """Share of the validation part classified right, clean or under the validation attack."""
-        noise = self.streams.get("validation")
-        right = 0
-        attacked = model
-        if threat is not None and self.s.fast is not None:
-            if self._validated is None:
-                self._validated = self._quick(model)
-            attacked = self._validated.refresh(model)
-        for x, y, _ in self.data.ordered("val", _EVALUATION_BATCH):
-            if threat is not None:
-                x = VALIDATION_ATTACK(attacked, x, y, threat, SampleRandom.spawn(noise, len(y)))
-            with torch.no_grad(), noise_from(model, GeneratorNoise(noise)):
-                right += int((model(x).argmax(1) == y).sum())
-        return right / self.data.count("val")
-
-    def _select(self, rule: str, after: int, score: float, deployed: nn.Module) -> None:
-        best = self.trained.selected.get("score", -math.inf)
-        if rule == "last" or (self.s.epoch >= after and score > best):
-            self.trained.selected = {
-                "stage": self.s.stage,
-                "epoch": self.s.epoch,
-                "score": score,
-                "val_accuracy": self.s.val_accuracy,
-                "train_accuracy": 100 * self.s.train_accuracy,
-                **{k: math.nan if v is None else v for k, v in self.s.sparsity.items()},
-            }
-            self.trained.weights = {k: v.detach().cpu().clone() for k, v in deployed.state_dict().items()}
-
     def _finite(self, loss_sum: Tensor) -> float:
         value = loss_sum.item()
         if not math.isfinite(value):
@@ -321,68 +296,3 @@ class Trainer:
                 "lower the learning rate or the penalty"
             )
         return value
-
-    # Checkpoints ----------------------------------------------------------------------------------------
-
-    def _write_checkpoint(
-        self, stage: int, epoch: int, optimizer: torch.optim.Optimizer, schedule: Schedule
-    ) -> None:
-        t = self.trained
-        state = {
-            "stage": stage,
-            "epoch": epoch,
-            "step": self.s.step,
-            "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "defenses": [d.state_dict() for d in self.defenses],
-            "streams": self.streams.state_dict(),
-            "weights": t.weights,
-            "history": t.history,
-            "layers": t.layers,
-            "selected": t.selected,
-            "seconds": t.seconds,
-        }
-        write_atomically(self.checkpoint, lambda f: torch.save(state, f))
-
-    def _read_checkpoint(self) -> dict[str, Any] | None:
-        if not self.checkpoint.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as e:
-            raise UserError(
-                f"{self.checkpoint}: damaged, cannot go on from here ({one_line(e)[:80]}); "
-                "delete it to train this run again"
-            ) from None
-        return state
-
-    def _restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
-        try:
-            self.model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            for defense, memory in zip(self.defenses, state["defenses"], strict=True):
-                defense.load_state_dict(_to(memory, self.data.device))
-        except (KeyError, ValueError, RuntimeError) as e:
-            raise UserError(f"{self.checkpoint}: does not fit this run: {one_line(e)[:200]}") from None
-        self.streams.load_state_dict(state["streams"])
-        self.s.step = int(state["step"])
-        self.trained = Trained(
-            weights=state["weights"],
-            history=state["history"],
-            layers=state["layers"],
-            selected=state["selected"],
-            seconds=state["seconds"],
-        )
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Move every tensor in nested dictionaries, lists and tuples to a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to(v, device) for v in value)
-    return value

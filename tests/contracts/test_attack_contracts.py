@@ -356,6 +356,7 @@ def test_settings_are_frozen_documented_and_plain(key: str) -> None:
         assert "WEAK" in doc.splitlines()[0]
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 @pytest.mark.parametrize("key", KEYS)
 def test_a_random_network_is_attacked_with_averaged_passes(key: str) -> None:
     model, settings = network(noisy=True), dict[str, object]()

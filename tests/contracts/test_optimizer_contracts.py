@@ -37,8 +37,8 @@ from robustbench_sparse.config.optimizers import (
     ProxSGD,
     ScheduleSpec,
 )
-from robustbench_sparse.sparsity.counting import zero_shares
 from tests.helpers.defense_loop import BATCH, EPOCH, Loop, chain, equal, fresh, made, natural, tiny
+from tests.helpers.zeros import zero_shares
 
 SPECS: dict[str, list[OptimiserSpec]] = {
     "sgd": [SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), SGD(lr=0.1, momentum=0.5, nesterov=True)],

@@ -27,9 +27,10 @@ from defenses import (
 )
 from robustbench_sparse.config.optimizers import Adam, OptimiserSpec
 from robustbench_sparse.sparsity.claims import against_asked, refusal
-from robustbench_sparse.sparsity.counting import count_layers, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers
 from tests.contracts.test_defense_contracts import STRONG, cases
 from tests.helpers.defense_loop import EPOCH, MOMENTUM, Case, Loop, chain, fresh, made, same_run, tiny
+from tests.helpers.zeros import zero_shares
 
 SPARSE = [param for param in cases(STRONG) if param.values[0].defense.sparsifies] + cases(
     {"target_sparsity": STRONG["target_sparsity"]}

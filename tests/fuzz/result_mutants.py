@@ -26,7 +26,8 @@ from robustbench_sparse.reporting.leaderboard import aggregate, fold
 from robustbench_sparse.reporting.reference import check
 from robustbench_sparse.reporting.tables import text_of
 from robustbench_sparse.runs.manifest import read_manifest
-from robustbench_sparse.runs.seals import RECORD, seal
+from robustbench_sparse.runs.names import RECORD
+from robustbench_sparse.runs.seals import seal
 from robustbench_sparse.runs.targets import resolve_target
 from tests.fuzz.common import command, fault, watched
 

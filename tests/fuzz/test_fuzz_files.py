@@ -6,6 +6,8 @@ import pytest
 
 from tests.fuzz import config_mutants, data_paths, result_mutants, weights_mutants
 
+pytestmark = pytest.mark.slow
+
 
 def test_damaged_result_folders_are_answers_or_lines() -> None:
     assert result_mutants.main(count=60, seed=2) == []

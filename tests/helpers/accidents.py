@@ -191,7 +191,7 @@ def judged(
     threat: Threat = THREAT,
 ) -> pd.DataFrame:
     """The judge's table of an attack."""
-    judge = Judge(model.eval(), images or data(), folder / "outcomes", Protocol(seed=1), "w", Silent())
+    judge = Judge(model.eval(), images or data(), folder, Protocol(seed=1), "w", Silent())
     return judge.attack(AttackPlan("a", "a", attack, threat))
 
 

@@ -64,14 +64,14 @@ def subject(net: nn.Module, n: int = 96, eps: float = EPS, **context: Any) -> Su
     )
 
 
-def outcome(s: Subject, right: Sequence[float], size: float = 0.0) -> pd.DataFrame:
+def outcome(s: Subject, correct: Sequence[float], size: float = 0.0) -> pd.DataFrame:
     """A stored outcome in which every perturbation has this norm."""
     return pd.DataFrame(
         {
             "index": s.index.tolist(),
             "label": s.y.tolist(),
-            "adv_correct": list(right),
-            "correct": list(right),
+            "adv_correct": list(correct),
+            "correct": list(correct),
             "linf": size,
             "l2": size,
             "status": "ok",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks.base import GeneratorNoise, Threat, noise_from
 from defenses import Defense, Step, overrides
 from robustbench_sparse.config.optimizers import SGD, OptimiserSpec
-from robustbench_sparse.sparsity.counting import zero_shares
+from tests.helpers.zeros import zero_shares
 
 ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
 X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -23,6 +23,8 @@ from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.foundation.errors import UserError
 from tests.helpers.small import small
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     BUDGETS["quick"], images=40, random_images=24, few=12, steps=10, queries=60, random_draws=60, inner_points=30,
     draws=6, eot=3, samples=10,

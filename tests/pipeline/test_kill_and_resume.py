@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +14,9 @@ import pytest
 import yaml
 
 from tests.helpers.small import small
+from tests.pipeline import killed
 
+pytestmark = pytest.mark.slow
 TIMING = ["train_seconds", "eval_seconds"]
 
 
@@ -50,26 +51,17 @@ def numbers(out: Path) -> bytes:
     return table.drop(columns=TIMING).to_csv(index=False).encode()
 
 
-def run_until(config: Path, out: Path, moment: Callable[[Path], bool]) -> None:
-    """Start a run, kill it with -9 as soon as ``moment`` holds, and make sure it was not finished."""
-    process = subprocess.Popen(
-        command(config, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
-    deadline = time.monotonic() + 120
-    while not moment(out) and process.poll() is None:
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def run_until(config: Path, out: Path, written: str) -> None:
+    """Run, and be killed with -9 right after the first file was written whose path matches."""
+    words = [sys.executable, killed.__file__, "after", written, "1", *command(config, out)[3:]]
+    done = subprocess.run(words, capture_output=True, env=environment())
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "after the first epoch": lambda out: bool(list(out.glob("small/runs/natural-*/checkpoint.pt"))),
-    "in the second run's training": lambda out: bool(list(out.glob("small/runs/all-*/checkpoint.pt"))),
-    "between two batches of an attack": lambda out: bool(
-        list(out.glob("small/runs/*/outcomes/.pgd.parts/000000.csv"))
-    ),
+MOMENTS = {
+    "after the first epoch": "*/natural-*/checkpoint.pt",
+    "in the second run's training": "*/all-*/checkpoint.pt",
+    "between two batches of an attack": "*/outcomes/.pgd.parts/000000.csv",
 }
 
 

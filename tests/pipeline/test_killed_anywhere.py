@@ -10,6 +10,8 @@ import pytest
 
 from tests.pipeline import killed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

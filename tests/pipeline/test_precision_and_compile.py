@@ -47,7 +47,6 @@ def test_same_numbers_twice_and_verdicts_that_hold(tmp_path: Path) -> None:
 
     (run,) = (tmp_path / "0" / "small" / "runs").iterdir()
     speeds = json.loads((run / "speed.json").read_text())
-    assert speeds["training 0"]["precision"] == "bf16"
     assert [s["precision"] for key, s in speeds.items() if key.startswith("attacks")] == ["bf16"]
     about = json.loads((run / "outcomes" / "pgd.json").read_text())
     assert about["key"]["precision"] == "bf16"
@@ -69,10 +68,16 @@ def test_another_precision_attacks_the_same_weights_anew(tmp_path: Path) -> None
 
 def test_training_in_another_precision_is_another_run(tmp_path: Path) -> None:
     ids = set()
-    for precision in ("auto", "fp32", "bf16"):
-        plan = resolve(small(), changes=[f"train.precision={precision}"])
+    for change in ("precision=fp32", "precision=bf16", "compile=on"):
+        plan = resolve(small(), changes=[f"train.{change}"])
         ids.add(locate(tmp_path, plan, plan.runs[0], 0, plan.dataset.load(None, None)).run_id)
     assert len(ids) == 3
+
+
+@pytest.mark.parametrize("key", ["precision", "compile"])
+def test_training_leaves_nothing_to_a_measurement(key: str) -> None:
+    with pytest.raises(UserError, match=f"train.{key}: expected .* got 'auto'"):
+        resolve(small(), changes=[f"train.{key}=auto"])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_verdicts_are_counted_on_the_network_itself(tmp_path: Path) -> None:
     dataset = load_dataset(plan.dataset, None)
     data = plan.prepare(dataset, torch.device("cpu"))
     place = locate(tmp_path / "small", plan, plan.runs[0], 0, dataset)
-    model = place.network(plan.runs[0], dataset)
+    model = place.network(data.channels, data.size, data.classes)
     seen = []
 
     def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:

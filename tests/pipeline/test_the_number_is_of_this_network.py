@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import fold
-from robustbench_sparse.runs.seals import RECORD
+from robustbench_sparse.runs.names import RECORD
 from tests.helpers import linear_nets
 from tests.helpers.linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
 

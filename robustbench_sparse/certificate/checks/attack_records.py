@@ -29,6 +29,7 @@ from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.foundation.progress import Silent as NoProgress
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.judging.judge import Judge, Protocol, seeks_smallest
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcomes import JUDGED
 from robustbench_sparse.runs.rebuild import has_recipe
 
@@ -42,7 +43,7 @@ LISTED = 20  # images or names in a finding at most
 OWN = "this suite"
 
 
-def b1(s: Subject) -> Finding:
+def attacks_use_their_budget(s: Subject) -> Finding:
     """Norms of the stored outcomes."""
     plans = [p for p in s.context.plans if p.label in s.context.outcomes]
     if not plans:
@@ -72,6 +73,21 @@ def b1(s: Subject) -> Finding:
     return ruled(not (over or outside or idle), done, measured)
 
 
+ATTACKS_USE_THEIR_BUDGET = Check(
+    id="B1",
+    title="the attacks use their budget",
+    source=f"{OWN}; after a public C&W script for EnResNet that multiplies its perturbation by eps once more",
+    rule="every stored norm <= eps + rounding; no candidate left ball or box; and where a bounded attack failed, "
+    f"the median norm > {USED} of one step of length eps along the gradient, clipped to the box (at least "
+    f"{ENOUGH} such images). Images that were fooled do not count for the median: an attack leaves them early, "
+    "anywhere in the ball. Nor do weak attacks and those that seek the smallest perturbation, see B2.",
+    meaning="An attack gave up although it might have gone further: its perturbation is scaled down, its step "
+    "sizes do not add up to eps, or its gradient is zero.",
+    advice="Look at the named attack's steps and step_size; if these reach eps, at checks G1 and V1.",
+    run=attacks_use_their_budget,
+)
+
+
 def _gradient(s: Subject) -> Tensor | None:
     """Of the cross-entropy at the clean images, like ``s.x``; None where the network has none to give."""
     parts = torch.split(torch.arange(len(s), device=s.x.device), s.batch_size)
@@ -87,8 +103,8 @@ def _used(s: Subject, plan: AttackPlan, table: pd.DataFrame, gradient: Tensor | 
     room = torch.full((len(s),), threat.eps, dtype=torch.float64)
     if gradient is not None:
         step = threat.project(s.x + threat.eps * steepest(gradient.nan_to_num(), threat.norm), s.x) - s.x
-        left = threat.size(step).double().cpu()
-        room = torch.where(left > 0, left, room)
+        length = threat.size(step).double().cpu()
+        room = torch.where(length > 0, length, room)
     mine = table.set_index("index").reindex(s.index.tolist())
     failed = (_numbers(mine, "adv_correct") > 0.5) & (_numbers(mine, "clean_correct") > 0.5)
     if failed.sum() < ENOUGH:
@@ -121,7 +137,7 @@ class Linear(nn.Module):
         return out
 
 
-def b2(s: Subject) -> Finding:
+def smallest_perturbations_are_found(s: Subject) -> Finding:
     """Minimum-norm attacks where the smallest perturbation is known."""
     plans = [p for p in s.context.plans if seeks_smallest(p.attack)]
     if not plans:
@@ -129,6 +145,17 @@ def b2(s: Subject) -> Finding:
     ratios = {p.label: _ratio(s, p) for p in plans}
     done = f"{len(plans)} minimum-norm attacks on {LINEAR_IMAGES} images of a linear network"
     return ruled(all(r <= LONGER for r in ratios.values()), done, ratios)
+
+
+SMALLEST_PERTURBATIONS_ARE_FOUND = Check(
+    id="B2",
+    title="minimum-norm attacks find the minimum",
+    source=f"{OWN}; the distance to a linear boundary by duality, as in Moosavi-Dezfooli et al. 2016 (DeepFool)",
+    rule=f"median of norm / exact distance <= {LONGER} on a random linear network, with its own settings",
+    meaning="The distances of such an attack are too long even where nothing hides the boundary.",
+    advice="Raise steps or search_steps of the named attack, or use its defaults.",
+    run=smallest_perturbations_are_found,
+)
 
 
 def _ratio(s: Subject, plan: AttackPlan) -> float:
@@ -181,7 +208,7 @@ def _distance(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     return nearest
 
 
-def b3(s: Subject) -> Finding:
+def adversarials_last(s: Subject) -> Finding:
     """The white box's adversarials in a new process."""
     folder = s.context.folder
     if folder is None or not has_recipe(folder):
@@ -193,15 +220,15 @@ def b3(s: Subject) -> Finding:
         there = replay(s, folder, candidate, "b3")
     except UserError as e:
         return Finding(status="failed", done=done, why=str(e))
-    apart = here != there.right
+    apart = here != there.correct
     measured: dict[str, Value] = {
         "here_acc": here.mean().item(),
-        "there_acc": there.right.mean().item(),
+        "there_acc": there.correct.mean().item(),
         "largest margin difference": (margin - there.margin).abs().max().item(),
     }
     if s.stochastic:
-        tau = s.tau(here, there.right)
-        passes = abs((here - there.right).mean().item()) <= tau
+        tau = s.tau(here, there.correct)
+        passes = abs((here - there.correct).mean().item()) <= tau
         return ruled(passes, done, {**measured, "tau": tau})
     rounding = apart & (torch.minimum(margin.abs(), there.margin.abs()) < ROUNDING)
     other = (apart & ~rounding).nonzero().flatten()
@@ -209,9 +236,22 @@ def b3(s: Subject) -> Finding:
     return ruled(len(other) == 0, done, {**measured, "different": s.indices(other[:LISTED])})
 
 
-def b4(s: Subject) -> Finding:
+ADVERSARIALS_LAST = Check(
+    id="B3",
+    title="the adversarials last",
+    source=f"{OWN}; prompted by adversarials that fail once saved (github.com/bethgelab/foolbox/issues/264)",
+    rule="every verdict the same in a new process, on the network rebuilt from its file, but for margins below "
+    f"{ROUNDING}; random networks: accuracies within tau",
+    meaning="What was attacked is not what the file holds, or verdicts depend on what a process did before.",
+    advice="Look for state that forward passes change, and for weights changed after they were saved.",
+    run=adversarials_last,
+    refutes=True,
+)
+
+
+def adversarials_survive_8_bits(s: Subject) -> Finding:
     """Adversarials as images of 8 bits."""
-    rows, eps, pixels = s.right_rows, s.threat.eps, s.x[0].numel()
+    rows, eps, pixels = s.correct_rows, s.threat.eps, s.x[0].numel()
     if len(rows) == 0:
         return skipped("no image is classified right")
     rounding = 0.5 / 255 if s.threat.norm == "linf" else math.sqrt(pixels / 12) / 255
@@ -220,22 +260,34 @@ def b4(s: Subject) -> Finding:
     attack = PGD(steps=s.budget.steps, loss="margin", early_stop=False, eot=s.eot)
     found = s.attack(attack, "b4", rows=rows)
     whole = (found.candidate * 255).round() / 255
-    right = s.judged(whole, "b4/rounded", rows)
+    correct = s.judged(whole, "b4/rounded", rows)
     farthest = s.threat.size(whole - s.x[rows]).max().item()
     reach = 1 / 510 if s.threat.norm == "linf" else math.sqrt(pixels) / 510
-    lost = right.mean().item() - found.accuracy
+    lost = correct.mean().item() - found.accuracy
     measured: dict[str, Value] = {
         "acc": found.accuracy,
-        "rounded_acc": right.mean().item(),
-        "lost": s.indices(rows[(right > 0.5) & (found.right <= 0.5)][:LISTED]),
+        "rounded_acc": correct.mean().item(),
+        "lost": s.indices(rows[(correct > 0.5) & (found.correct <= 0.5)][:LISTED]),
         "largest norm": farthest,
         "in the ball but for rounding": farthest <= eps + reach + BALL_SLACK,
     }
     done = f"PGD-{attack.steps} on the margin without early stop on {len(rows)} images, rounded to 8 bits"
-    return ruled(not (lost > LOST and s.exceeds(right, found.right)), done, measured)
+    return ruled(not (lost > LOST and s.exceeds(correct, found.correct)), done, measured)
 
 
-def b5(s: Subject) -> Finding:
+ADVERSARIALS_SURVIVE_8_BITS = Check(
+    id="B4",
+    title="the adversarials survive 8 bits",
+    source="github.com/bethgelab/foolbox/issues/423; threshold: this suite",
+    rule=f"rounded to multiples of 1/255, adversarials that were not stopped early lose <= {100 * LOST:g} "
+    "points of success, or no more than tau; skipped where the rounding is above a quarter of eps",
+    meaning="The network errs on images that no file of pictures can hold: its answers hang on the last bits.",
+    advice="Report the rounded accuracy beside the other; look for rounding or thresholds inside the network.",
+    run=adversarials_survive_8_bits,
+)
+
+
+def failures_are_no_robustness(s: Subject) -> Finding:
     """Failed attacks: none may count as withstood."""
     faults = [f"self-test: {fault}" for fault in _fails_open()]
     stored = bool(s.context.outcomes)
@@ -246,6 +298,19 @@ def b5(s: Subject) -> Finding:
     about = f", and {len(s.context.outcomes)} stored outcomes" if stored else ""
     done = f"an attack that raises and one that returns NaN, sent through the judge{about}"
     return ruled(not faults, done, {"faults": faults[:LISTED]}, "; ".join(faults[:3]))
+
+
+FAILURES_ARE_NO_ROBUSTNESS = Check(
+    id="B5",
+    title="a failed attack is no robustness",
+    source=OWN,
+    rule="every attack of the benchmark is known, judged with its present settings on all images, with a verdict "
+    "on each; none of a failure; and attacks that fail on purpose leave none",
+    meaning="An attack that crashed, returned NaN or never ran would count as withstood.",
+    advice="Mend the named attack or network, delete its outcome, and judge again.",
+    run=failures_are_no_robustness,
+    refutes=True,
+)
 
 
 def _faults_of_plan(s: Subject, plan: AttackPlan) -> list[str]:
@@ -262,7 +327,7 @@ def _faults_of_plan(s: Subject, plan: AttackPlan) -> list[str]:
     clean = s.context.outcomes.get("clean")
     if clean is not None and sorted(clean["index"]) != sorted(table["index"]):
         out.append(f"{label}: other images than clean")
-    path = s.context.folder / "outcomes" / f"{label}.json" if s.context.folder is not None else None
+    path = s.context.folder / names.account(label) if s.context.folder is not None else None
     if path is not None:
         if not path.is_file():
             return [*out, f"{label}: no {path.name}"]
@@ -297,7 +362,7 @@ class _NotANumber(Attack):
 
 
 def _fails_open() -> list[str]:
-    """Which attacks that fail on purpose leave a verdict, on images that the network classifies right."""
+    """Which attacks that fail on purpose leave a verdict, on images that the network classifies correctly."""
     x, y = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     toy = Dataset(name="toy", label="toy", train_x=x, train_y=y, test_x=x, test_y=y, classes=("a", "b"))
     first = Linear(torch.zeros(2, 4), torch.tensor([1.0, 0.0])).eval()  # says the first class of everything
@@ -308,64 +373,15 @@ def _fails_open() -> list[str]:
         for label, attack in (("raises", _Raises()), ("nan", _NotANumber())):
             table = judge.attack(AttackPlan(label, label, attack, Threat()))
             verdicts = int(table["adv_correct"].notna().sum()) if "adv_correct" in table else 0
-            if verdicts or read_json(folder / f"{label}.json")["status"] == "ok":
+            if verdicts or read_json(folder / names.account(label))["status"] == "ok":
                 out.append(f"an attack that fails ({label}) left a verdict")
     return out
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="B1",
-        title="the attacks use their budget",
-        source=f"{OWN}; after a public C&W script for EnResNet that multiplies its perturbation by eps once more",
-        rule="every stored norm <= eps + rounding; no candidate left ball or box; and where a bounded attack failed, "
-        f"the median norm > {USED} of one step of length eps along the gradient, clipped to the box (at least "
-        f"{ENOUGH} such images). Images that were fooled do not count for the median: an attack leaves them early, "
-        "anywhere in the ball. Nor do weak attacks and those that seek the smallest perturbation, see B2.",
-        meaning="An attack gave up although it might have gone further: its perturbation is scaled down, its step "
-        "sizes do not add up to eps, or its gradient is zero.",
-        advice="Look at the named attack's steps and step_size; if these reach eps, at checks G1 and V1.",
-        run=b1,
-    ),
-    Check(
-        id="B2",
-        title="minimum-norm attacks find the minimum",
-        source=f"{OWN}; the distance to a linear boundary by duality, as in Moosavi-Dezfooli et al. 2016 (DeepFool)",
-        rule=f"median of norm / exact distance <= {LONGER} on a random linear network, with its own settings",
-        meaning="The distances of such an attack are too long even where nothing hides the boundary.",
-        advice="Raise steps or search_steps of the named attack, or use its defaults.",
-        run=b2,
-    ),
-    Check(
-        id="B3",
-        title="the adversarials last",
-        source=f"{OWN}; prompted by adversarials that fail once saved (github.com/bethgelab/foolbox/issues/264)",
-        rule="every verdict the same in a new process, on the network rebuilt from its file, but for margins below "
-        f"{ROUNDING}; random networks: accuracies within tau",
-        meaning="What was attacked is not what the file holds, or verdicts depend on what a process did before.",
-        advice="Look for state that forward passes change, and for weights changed after they were saved.",
-        run=b3,
-        refutes=True,
-    ),
-    Check(
-        id="B4",
-        title="the adversarials survive 8 bits",
-        source="github.com/bethgelab/foolbox/issues/423; threshold: this suite",
-        rule=f"rounded to multiples of 1/255, adversarials that were not stopped early lose <= {100 * LOST:g} "
-        "points of success, or no more than tau; skipped where the rounding is above a quarter of eps",
-        meaning="The network errs on images that no file of pictures can hold: its answers hang on the last bits.",
-        advice="Report the rounded accuracy beside the other; look for rounding or thresholds inside the network.",
-        run=b4,
-    ),
-    Check(
-        id="B5",
-        title="a failed attack is no robustness",
-        source=OWN,
-        rule="every attack of the benchmark is known, judged with its present settings on all images, with a verdict "
-        "on each; none of a failure; and attacks that fail on purpose leave none",
-        meaning="An attack that crashed, returned NaN or never ran would count as withstood.",
-        advice="Mend the named attack or network, delete its outcome, and judge again.",
-        run=b5,
-        refutes=True,
-    ),
+    ATTACKS_USE_THEIR_BUDGET,
+    SMALLEST_PERTURBATIONS_ARE_FOUND,
+    ADVERSARIALS_LAST,
+    ADVERSARIALS_SURVIVE_8_BITS,
+    FAILURES_ARE_NO_ROBUSTNESS,
 )

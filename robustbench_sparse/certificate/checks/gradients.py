@@ -28,7 +28,7 @@ class Slope:
     """What is known of a network's gradient.
 
     Attributes:
-        rows: images looked at, (R,): those classified right.
+        rows: images looked at, (R,): those classified correctly.
         error: what went wrong when a gradient was asked for, or an empty string.
         flat: images that meet a point where the margin's gradient is zero, bool (R,); all of them after an error.
         flat_ce: the same for the cross-entropy.
@@ -62,7 +62,7 @@ def slope_of(s: Subject) -> Slope:
     known = getattr(s, "_slope", None)  # G1 and T2 both ask
     if isinstance(known, Slope):
         return known
-    rows = s.right_rows
+    rows = s.correct_rows
     flat = flat_ce = torch.zeros(len(rows), dtype=torch.bool, device=s.x.device)
     cosine, error = None, _unavailable(s, rows[:2]) if len(rows) else ""
     if error:
@@ -113,7 +113,7 @@ def _unavailable(s: Subject, rows: Tensor) -> str:
     return ""
 
 
-def g1(s: Subject) -> Finding:
+def gradients_fit_the_values(s: Subject) -> Finding:
     """Zero and wrong gradients."""
     slope = slope_of(s)
     if len(slope.rows) == 0:
@@ -138,13 +138,27 @@ def g1(s: Subject) -> Finding:
     return ruled(False, f"{done}; then the white box with guilty parts taken for the identity", measured)
 
 
+GRADIENTS_FIT_THE_VALUES = Check(
+    id="G1",
+    title="gradients vanish nowhere and fit the values",
+    source="zero gradients: AutoAttack's checks (Croce & Hein 2020); differences: our own",
+    rule="at most 1 % of images meet a zero gradient of the margin at the image or on 10 steps from it, and the "
+    "slopes that gradients claim along random directions have a cosine above 0.9 with central differences",
+    meaning="An attack that follows gradients cannot move, or is led astray: its failure says nothing about the "
+    "network. Zero gradients of the cross-entropy alone are reported only; V2 looks after them.",
+    advice="Look at the parts named guilty. Report attacks that take them for the identity (BPDA), or that need no "
+    "gradient.",
+    run=gradients_fit_the_values,
+)
+
+
 def guilty_parts(s: Subject, slope: Slope) -> list[str]:
     """Parts that kill the gradient or give a wrong one."""
     x = s.x[slope.rows]
     return [*killers(s.model, x), *(liars(s.model, x) if slope.wrong else ())]
 
 
-def g2(s: Subject) -> Finding:
+def gradients_can_be_computed(s: Subject) -> Finding:
     """Unavailable gradients."""
     if len(s) == 0:
         return skipped("there are no images")
@@ -154,7 +168,18 @@ def g2(s: Subject) -> Finding:
     return ruled(not errors, f"Gradients of cross-entropy and margin at {len(s)} images", measured)
 
 
-def g3(s: Subject) -> Finding:
+GRADIENTS_CAN_BE_COMPUTED = Check(
+    id="G2",
+    title="gradients can be computed",
+    source="unavailable gradients: Pintor et al. 2022, Indicators of Attack Failure",
+    rule="the gradients of cross-entropy and margin raise no error and are finite at every image",
+    meaning="Gradient attacks break off or stand still; whatever they left untouched was never attacked.",
+    advice="Make the network differentiable, or judge it by attacks that need no gradient.",
+    run=gradients_can_be_computed,
+)
+
+
+def outputs_are_logits(s: Subject) -> Finding:
     """Probabilities in place of logits."""
     if len(s) == 0:
         return skipped("there are no images")
@@ -172,40 +197,24 @@ def g3(s: Subject) -> Finding:
     return ruled(not (inside and off <= PROBABILITY), done, measured)
 
 
+OUTPUTS_ARE_LOGITS = Check(
+    id="G3",
+    title="outputs are logits",
+    source="AutoAttack's checks (Croce & Hein 2020)",
+    rule="outputs do not all lie in [0, 1] with sums of 1, up to 1e-5",
+    meaning="The network returns probabilities. Losses take a softmax of a softmax and their gradients vanish.",
+    advice="Return what goes into the softmax.",
+    run=outputs_are_logits,
+)
+
+
 def uniform_images(s: Subject) -> Tensor:
     """One image of uniform noise for each image."""
     return s.random("uniform images").uniform(s.x)
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="G1",
-        title="gradients vanish nowhere and fit the values",
-        source="zero gradients: AutoAttack's checks (Croce & Hein 2020); differences: our own",
-        rule="at most 1 % of images meet a zero gradient of the margin at the image or on 10 steps from it, and the "
-        "slopes that gradients claim along random directions have a cosine above 0.9 with central differences",
-        meaning="An attack that follows gradients cannot move, or is led astray: its failure says nothing about the "
-        "network. Zero gradients of the cross-entropy alone are reported only; V2 looks after them.",
-        advice="Look at the parts named guilty. Report attacks that take them for the identity (BPDA), or that need no "
-        "gradient.",
-        run=g1,
-    ),
-    Check(
-        id="G2",
-        title="gradients can be computed",
-        source="unavailable gradients: Pintor et al. 2022, Indicators of Attack Failure",
-        rule="the gradients of cross-entropy and margin raise no error and are finite at every image",
-        meaning="Gradient attacks break off or stand still; whatever they left untouched was never attacked.",
-        advice="Make the network differentiable, or judge it by attacks that need no gradient.",
-        run=g2,
-    ),
-    Check(
-        id="G3",
-        title="outputs are logits",
-        source="AutoAttack's checks (Croce & Hein 2020)",
-        rule="outputs do not all lie in [0, 1] with sums of 1, up to 1e-5",
-        meaning="The network returns probabilities. Losses take a softmax of a softmax and their gradients vanish.",
-        advice="Return what goes into the softmax.",
-        run=g3,
-    ),
+    GRADIENTS_FIT_THE_VALUES,
+    GRADIENTS_CAN_BE_COMPUTED,
+    OUTPUTS_ARE_LOGITS,
 )

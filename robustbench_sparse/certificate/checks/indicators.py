@@ -29,7 +29,7 @@ RISE, LAST, MORE = 0.05, 10, 0.05  # I3
 COSTLY = 2  # I2, I3: attacks of more passes than so many times the budget's steps are left out
 
 
-def i1(s: Subject) -> Finding:
+def loss_does_not_jump(s: Subject) -> Finding:
     """A loss that jumps."""
     rows = s.few
     if len(rows) == 0 or s.threat.eps == 0:
@@ -57,6 +57,23 @@ def i1(s: Subject) -> Finding:
     )
     measured = {"relative_change": near, "relative_change_nearer": nearest, "ratio": ratio, "radius": radius}
     return ruled(near <= UNSTABLE or ratio <= ROUGH, done, measured)
+
+
+LOSS_DOES_NOT_JUMP = Check(
+    id="I1",
+    title="the loss does not jump",
+    source=(
+        "Pintor et al. 2022, unstable predictions; radius 8/255; 10 %, scale and second radius are this project's"
+    ),
+    rule=(
+        "The margin changes by at most 10 % on average at random points up to min(eps, 8/255) away, as a share of "
+        "the larger of its own and its mean size over the images; or the change shrinks to a quarter or less "
+        "at an eighth of the distance, as that of a steep but smooth network does."
+    ),
+    meaning="The loss is so rough that its gradient says little about its course: shattered gradients, or noise.",
+    advice="Average gradients over random points, or attack without gradients (Square, NAttack).",
+    run=loss_does_not_jump,
+)
 
 
 class Recorder(nn.Module):
@@ -104,7 +121,7 @@ class Recorder(nn.Module):
                 self.margin[i], self.point[i] = value, x[b].to(self.point.dtype)
 
 
-def i2(s: Subject) -> Finding:
+def adversarials_met_are_returned(s: Subject) -> Finding:
     """Adversarials that were met and not returned."""
     if s.stochastic:
         return skipped("the network is random: a point fools it in a share of the draws, not on one visit")
@@ -132,6 +149,18 @@ def i2(s: Subject) -> Finding:
     return ruled(len(where) == 0, done, measured, why)
 
 
+ADVERSARIALS_MET_ARE_RETURNED = Check(
+    id="I2",
+    title="what an attack met, it returns",
+    source="Pintor et al. 2022, silent success",
+    rule="No image for which an attack sent an adversarial of its ball through the network, and returned none.",
+    meaning="The attack loses what it has found: the number is too high by that.",
+    advice="Let the attack keep its best point (keep: best).",
+    run=adversarials_met_are_returned,
+    refutes=True,
+)
+
+
 def _affordable(
     s: Subject, wanted: Callable[[Attack], bool]
 ) -> tuple[list[tuple[str, Attack, Threat]], list[str]]:
@@ -152,7 +181,7 @@ def _affordable(
     return out, left_out
 
 
-def i3(s: Subject) -> Finding:
+def attacks_have_stopped_climbing(s: Subject) -> Finding:
     """Attacks that stop while they still climb."""
     if s.stochastic:
         return skipped("the network is random: the loss on the way is that of single draws; see R3")
@@ -173,10 +202,10 @@ def i3(s: Subject) -> Finding:
         network = Recorder(s.model, x, y, threat, loss)
         random = s.random(f"i3/{label}", rows)
         candidate = threat.project(attack(network, x, y, threat, random).to(x.dtype), x)
-        right = s.judged(candidate, f"i3/{label}", rows)
-        s.note(rows, candidate, right)
+        correct = s.judged(candidate, f"i3/{label}", rows)
+        s.note(rows, candidate, correct)
         if inside(s.threat, candidate - x).all():
-            standing = standing[torch.isin(standing, rows[right > 0.5])]
+            standing = standing[torch.isin(standing, rows[correct > 0.5])]
         courses.append((label, attack, threat, network))
     why = f"left out for their cost: {', '.join(left_out)}" if left_out else ""
     if len(standing) == 0:
@@ -187,7 +216,7 @@ def i3(s: Subject) -> Finding:
         rises.append(math.fsum(_last_rise(network.course[i]) for i in here) / len(here))
         longer = _twice(attack, threat)
         gained = s.attack(longer, f"i3/{label}", rows=standing, threat=threat)
-        gains.append((gained.right < 0.5).sum().item() / len(s.few))
+        gains.append((gained.correct < 0.5).sum().item() / len(s.few))
     done = (
         f"the loss on the way of {len(courses)} attacks, and attacks twice as long, on {len(standing)} images that "
         f"they left standing"
@@ -195,6 +224,20 @@ def i3(s: Subject) -> Finding:
     measured: dict[str, Any] = {"attacks": [c[0] for c in courses], "rise": rises, "more_found_share": gains}
     fine = all(rise <= RISE or gain <= MORE for rise, gain in zip(rises, gains, strict=True))
     return ruled(fine, done, measured, why)
+
+
+ATTACKS_HAVE_STOPPED_CLIMBING = Check(
+    id="I3",
+    title="the attacks have stopped climbing",
+    source="Pintor et al. 2022, incomplete optimisation; the second condition is this project's",
+    rule=(
+        "On images left standing by all attacks, the largest loss so far rises in the last 10 passes by at most "
+        "0.05 of its range over the run, on average; or twice the steps break at most 5 % more of the images."
+    ),
+    meaning="The attacks were stopped too early; with more steps the number would be lower.",
+    advice="Double the steps until nothing changes.",
+    run=attacks_have_stopped_climbing,
+)
 
 
 def _steps(attack: Attack) -> int:
@@ -218,7 +261,7 @@ def _last_rise(course: list[float]) -> float:
     return (max(finite) - before) / (max(finite) - min(finite))
 
 
-def i4(s: Subject) -> Finding:
+def stand_in_is_a_good_surrogate(s: Subject) -> Finding:
     """What fools only the stand-in."""
     if s.network is s.model or exact_of(s.network) is None:
         return skipped("nothing stands in: attacks climb on the network itself")
@@ -239,64 +282,33 @@ def i4(s: Subject) -> Finding:
         "only_stand_in_share": only.double().mean().item(),
         "stand_in_acc": via.accuracy,
         "direct_acc": direct.accuracy,
-        "tau": s.tau(via.right, direct.right),
+        "tau": s.tau(via.correct, direct.correct),
     }
     if s.context.twin is not None:
         measured["twin_transfer_acc"] = s.attack(attack, "i4", rows=rows, on=s.context.twin[1]).accuracy
     done = (
         f"APGD on the margin, {attack.steps} steps, on the stand-in and on the network, on {len(rows)} images"
     )
-    return ruled(not s.exceeds(via.right, direct.right), done, measured)
+    return ruled(not s.exceeds(via.correct, direct.correct), done, measured)
+
+
+STAND_IN_IS_A_GOOD_SURROGATE = Check(
+    id="I4",
+    title="the fast stand-in is a good surrogate",
+    source="Pintor et al. 2022, transfer failure; the rule is this project's",
+    rule=(
+        "Attacked by way of the bfloat16 or compiled copy, and again where that alone is fooled, the network is "
+        "not more accurate than attacked itself, by more than the paired interval's half width."
+    ),
+    meaning="The copy leads attacks astray, and the number is too high.",
+    advice="Judge with precision: fp32 and without compiling.",
+    run=stand_in_is_a_good_surrogate,
+)
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="I1",
-        title="the loss does not jump",
-        source=(
-            "Pintor et al. 2022, unstable predictions; radius 8/255; 10 %, scale and second radius are this project's"
-        ),
-        rule=(
-            "The margin changes by at most 10 % on average at random points up to min(eps, 8/255) away, as a share of "
-            "the larger of its own and its mean size over the images; or the change shrinks to a quarter or less "
-            "at an eighth of the distance, as that of a steep but smooth network does."
-        ),
-        meaning="The loss is so rough that its gradient says little about its course: shattered gradients, or noise.",
-        advice="Average gradients over random points, or attack without gradients (Square, NAttack).",
-        run=i1,
-    ),
-    Check(
-        id="I2",
-        title="what an attack met, it returns",
-        source="Pintor et al. 2022, silent success",
-        rule="No image for which an attack sent an adversarial of its ball through the network, and returned none.",
-        meaning="The attack loses what it has found: the number is too high by that.",
-        advice="Let the attack keep its best point (keep: best).",
-        run=i2,
-        refutes=True,
-    ),
-    Check(
-        id="I3",
-        title="the attacks have stopped climbing",
-        source="Pintor et al. 2022, incomplete optimisation; the second condition is this project's",
-        rule=(
-            "On images left standing by all attacks, the largest loss so far rises in the last 10 passes by at most "
-            "0.05 of its range over the run, on average; or twice the steps break at most 5 % more of the images."
-        ),
-        meaning="The attacks were stopped too early; with more steps the number would be lower.",
-        advice="Double the steps until nothing changes.",
-        run=i3,
-    ),
-    Check(
-        id="I4",
-        title="the fast stand-in is a good surrogate",
-        source="Pintor et al. 2022, transfer failure; the rule is this project's",
-        rule=(
-            "Attacked by way of the bfloat16 or compiled copy, and again where that alone is fooled, the network is "
-            "not more accurate than attacked itself, by more than the paired interval's half width."
-        ),
-        meaning="The copy leads attacks astray, and the number is too high.",
-        advice="Judge with precision: fp32 and without compiling.",
-        run=i4,
-    ),
+    LOSS_DOES_NOT_JUMP,
+    ADVERSARIALS_MET_ARE_RETURNED,
+    ATTACKS_HAVE_STOPPED_CLIMBING,
+    STAND_IN_IS_A_GOOD_SURROGATE,
 )

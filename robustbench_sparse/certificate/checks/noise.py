@@ -51,7 +51,7 @@ DETERMINISTIC = "the network is not random"
 ELSEWHERE = "the network draws its noise from torch's global generator, where it can neither be held fixed nor silenced"
 
 
-def r1(s: Subject) -> Finding:
+def randomness_is_declared(s: Subject) -> Finding:
     """The same images, again and again."""
     rows = torch.arange(min(len(s), s.batch_size))
     if len(rows) == 0:
@@ -60,19 +60,33 @@ def r1(s: Subject) -> Finding:
         logits = torch.stack([_pass(s, s.x[rows], None) for _ in range(REPEATS)])
     unit = logits / logits.norm(dim=2, keepdim=True).clamp_min(1e-10)
     difference = (unit[:, None] - unit[None]).norm(dim=3).max().item()
-    right = (logits.argmax(2) == s.y[rows].cpu()).double().mean(1)
-    random = difference > SAME or bool((right != right[0]).any())
+    correct = (logits.argmax(2) == s.y[rows].cpu()).double().mean(1)
+    random = difference > SAME or bool((correct != correct[0]).any())
     done = f"{REPEATS} passes of the same {len(rows)} images, noise unbound"
     measured: dict[str, Value] = {
         "largest_difference": difference,
-        "clean_acc": right.tolist(),
+        "clean_acc": correct.tolist(),
         "random": random,
         "declared": s.stochastic,
     }
     return ruled(s.stochastic or not random, done, measured)
 
 
-def r2(s: Subject) -> Finding:
+RANDOMNESS_IS_DECLARED = Check(
+    id="R1",
+    title="A random network says that it is random",
+    source="AutoAttack's check of randomised defenses (Croce & Hein 2020): 5 repeats, 1e-4",
+    rule=(
+        "Five passes of the same images give the same accuracy, and logits of length 1 that differ by at most "
+        "1e-4; or the network declares itself random (stochastic = True, or a RandomModule)."
+    ),
+    meaning="The network is random and was attacked as if it were not: no gradient and no verdict was averaged.",
+    advice="Draw the noise in a RandomModule, or set stochastic = True on the network, and judge it again.",
+    run=randomness_is_declared,
+)
+
+
+def batch_does_not_matter(s: Subject) -> Finding:
     """One image in several batches."""
     if len(s) == 0:
         return skipped("no images")
@@ -110,7 +124,21 @@ def r2(s: Subject) -> Finding:
     return ruled(worst <= allowed, done, {**differences, "allowed": allowed})
 
 
-def r3(s: Subject) -> Finding:
+BATCH_DOES_NOT_MATTER = Check(
+    id="R2",
+    title="A prediction does not depend on the batch",
+    source="this project's, after the published EnResNet code, whose noise is scaled by the whole batch",
+    rule=(
+        "An image's logits, its noise held fixed, differ by at most 1e-4 (of the largest logit, where that is "
+        "above 1) between batches of 1, 32 and 200 images and orders of them."
+    ),
+    meaning="Attacked in one batch and judged in another, an image meets another network.",
+    advice="Take statistics of each image alone (EnResNet: scale: sample; batch-norm in eval mode).",
+    run=batch_does_not_matter,
+)
+
+
+def gradient_draws_suffice(s: Subject) -> Finding:
     """More draws for each gradient."""
     if not s.stochastic:
         return skipped(DETERMINISTIC)
@@ -127,12 +155,26 @@ def r3(s: Subject) -> Finding:
     measured: dict[str, Value] = {
         "eot": counts,
         "acc": [f.accuracy for f in found],
-        "tau": s.tau(found[-2].right, found[-1].right),
+        "tau": s.tau(found[-2].correct, found[-1].correct),
     }
-    return ruled(fall < CONVERGED or not s.exceeds(found[-2].right, found[-1].right), done, measured)
+    return ruled(fall < CONVERGED or not s.exceeds(found[-2].correct, found[-1].correct), done, measured)
 
 
-def r4(s: Subject) -> Finding:
+GRADIENT_DRAWS_SUFFICE = Check(
+    id="R3",
+    title="enough draws for each gradient",
+    source="this project's: the EOT draws are doubled twice",
+    rule=(
+        "From the draws used to twice as many, robust accuracy falls by less than 1 point, or by no more than the "
+        "paired interval's half width."
+    ),
+    meaning="The averaged gradient is still mostly noise: attacks with more draws would find more.",
+    advice="Raise eot until nothing changes.",
+    run=gradient_draws_suffice,
+)
+
+
+def verdict_draws_suffice(s: Subject) -> Finding:
     """Many draws for each verdict."""
     if not s.stochastic:
         return skipped(DETERMINISTIC)
@@ -141,20 +183,34 @@ def r4(s: Subject) -> Finding:
     draws, x = max(LEAST_DRAWS, s.draws), s.white.candidate
     random = s.random("r4")
     with _global_noise(s, "r4"):
-        right = torch.stack([s.logits(x, random).argmax(1) == s.y for _ in range(draws)]).float()
-    mean = right.mean(0)
-    gaps = (right - mean).mean(1)
-    astray = sum(abs(float(g)) > s.tau(one, mean) for g, one in zip(gaps, right, strict=True)) / draws
+        correct = torch.stack([s.logits(x, random).argmax(1) == s.y for _ in range(draws)]).float()
+    mean = correct.mean(0)
+    gaps = (correct - mean).mean(1)
+    astray = sum(abs(float(g)) > s.tau(one, mean) for g, one in zip(gaps, correct, strict=True)) / draws
     done = f"{draws} fresh draws on the white box's candidates for {len(s)} images"
     measured: dict[str, Value] = {
         "mean_acc": mean.mean().item(),
         "majority_acc": (mean > 0.5).float().mean().item(),
-        "single_acc": right[0].mean().item(),
-        "lowest_single_acc": right.mean(1).min().item(),
-        "highest_single_acc": right.mean(1).max().item(),
+        "single_acc": correct[0].mean().item(),
+        "lowest_single_acc": correct.mean(1).min().item(),
+        "highest_single_acc": correct.mean(1).max().item(),
         "outside_tau_share": astray,
     }
     return ruled(astray <= ASTRAY, done, measured)
+
+
+VERDICT_DRAWS_SUFFICE = Check(
+    id="R4",
+    title="the number is not one of lucky draws",
+    source="this project's",
+    rule=(
+        "Of at least 100 passes over the white box's candidates, at most 5 % have an accuracy that differs from "
+        "their mean by more than the paired interval's half width. The majority vote's is reported."
+    ),
+    meaning="A single pass says little: the draws of all images move together, or depend on each other.",
+    advice="Give every image noise of its own, and judge by the mean of many draws.",
+    run=verdict_draws_suffice,
+)
 
 
 class Frozen(nn.Module):
@@ -183,7 +239,7 @@ def _white(s: Subject, eot: int) -> APGD:
     return APGD(steps=s.budget.steps, loss="margin", eot=eot)
 
 
-def r5(s: Subject) -> Finding:
+def known_noise_hides_nothing(s: Subject) -> Finding:
     """The noise frozen, then on again.
 
     With its noise frozen the network is an ordinary one, and its gradients are exact. Two things may be expected of
@@ -198,38 +254,52 @@ def r5(s: Subject) -> Finding:
     rows = s.few
     if len(rows) == 0 or s.threat.eps == 0:
         return skipped("no image is classified right" if len(rows) == 0 else "eps is 0")
-    white = s.white.right[rows]
+    white = s.white.correct[rows]
     candidate, frozen = _attacked(s, rows, lambda part: Frozen(s.model, s.seed, s.indices(part)))
     on = Attacked(candidate, s.judged(candidate, "r5", rows))
-    s.note(rows, on.candidate, on.right)
+    s.note(rows, on.candidate, on.correct)
     quiet = NoiseOff(s.model)
     _, off = _attacked(s, rows, lambda _: quiet)
-    hidden, missed = s.exceeds(frozen, off), s.exceeds(white, on.right)
+    hidden, missed = s.exceeds(frozen, off), s.exceeds(white, on.correct)
     measured: dict[str, Value] = {
         "frozen_acc": frozen.mean().item(),
         "noise_off_acc": off.mean().item(),
         "frozen_then_on_acc": on.accuracy,
         "white_acc": white.mean().item(),
         "tau_off": s.tau(frozen, off),
-        "tau_on": s.tau(white, on.right),
+        "tau_on": s.tau(white, on.correct),
     }
     done = f"APGD on the margin, {s.budget.steps} steps, with the noise frozen and with none, on {len(rows)} images"
     return ruled(not hidden and not missed, done, measured)
 
 
+KNOWN_NOISE_HIDES_NOTHING = Check(
+    id="R5",
+    title="noise that is known hides nothing",
+    source="Carlini et al. 2019 (fix the randomness, then switch it on); the rules are this project's",
+    rule=(
+        "By no more than the paired interval's half width: robust accuracy with frozen noise is above that without "
+        "noise, and the white box's is above that of the frozen network's candidates once the noise is on."
+    ),
+    meaning="The noise hides gradients: an attack fails even where it knows the noise, or averaging misleads it.",
+    advice="Attack the network without noise and transfer; average over more draws; attack without gradients.",
+    run=known_noise_hides_nothing,
+)
+
+
 def _attacked(s: Subject, rows: Tensor, network_for: Callable[[Tensor], nn.Module]) -> tuple[Tensor, Tensor]:
-    """Candidates (R, C, H, W) made on a surrogate of each part of the rows, and whether that has them right, (R,)."""
-    candidates, right = [], []
+    """Candidates (R, C, H, W) made on a surrogate of each part of the rows, and whether that withstands them, (R,)."""
+    candidates, correct = [], []
     for part in torch.split(rows, s.batch_size):
         x, y, network = s.x[part], s.y[part], network_for(part)
         found = s.threat.project(_white(s, 1)(network, x, y, s.threat, s.random("r5", part)), x)
         candidates.append(found)
         with torch.no_grad():
-            right.append((network(found.clone()).argmax(1) == y).float())
-    return torch.cat(candidates), torch.cat(right)
+            correct.append((network(found.clone()).argmax(1) == y).float())
+    return torch.cat(candidates), torch.cat(correct)
 
 
-def r6(s: Subject) -> Finding:
+def noise_off_is_no_better_guide(s: Subject) -> Finding:
     """Transfer from the network without its noise."""
     if not s.stochastic:
         return skipped(DETERMINISTIC)
@@ -239,87 +309,35 @@ def r6(s: Subject) -> Finding:
     if len(rows) == 0 or s.threat.eps == 0:
         return skipped("no image is classified right" if len(rows) == 0 else "eps is 0")
     moved = s.attack(_white(s, 1), "r6", rows=rows, on=NoiseOff(s.model))
-    white = s.white.right[rows]
+    white = s.white.correct[rows]
     measured: dict[str, Value] = {
         "transfer_acc": moved.accuracy,
         "white_acc": white.mean().item(),
-        "tau": s.tau(white, moved.right),
+        "tau": s.tau(white, moved.correct),
     }
     done = f"APGD on the margin, {s.budget.steps} steps, on the network without noise, on {len(rows)} images"
-    return ruled(not s.exceeds(white, moved.right), done, measured)
+    return ruled(not s.exceeds(white, moved.correct), done, measured)
+
+
+NOISE_OFF_IS_NO_BETTER_GUIDE = Check(
+    id="R6",
+    title="the network without its noise is no better guide",
+    source="this project's",
+    rule=(
+        "Accuracy on candidates made on the network with its noise off is not below the white box's by more than "
+        "the paired interval's half width."
+    ),
+    meaning="The noise masks gradients: an attack that ignores it finds more than the one that averages over it.",
+    advice="Report the lower number, and raise eot.",
+    run=noise_off_is_no_better_guide,
+)
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="R1",
-        title="A random network says that it is random",
-        source="AutoAttack's check of randomised defenses (Croce & Hein 2020): 5 repeats, 1e-4",
-        rule=(
-            "Five passes of the same images give the same accuracy, and logits of length 1 that differ by at most "
-            "1e-4; or the network declares itself random (stochastic = True, or a RandomModule)."
-        ),
-        meaning="The network is random and was attacked as if it were not: no gradient and no verdict was averaged.",
-        advice="Draw the noise in a RandomModule, or set stochastic = True on the network, and judge it again.",
-        run=r1,
-    ),
-    Check(
-        id="R2",
-        title="A prediction does not depend on the batch",
-        source="this project's, after the published EnResNet code, whose noise is scaled by the whole batch",
-        rule=(
-            "An image's logits, its noise held fixed, differ by at most 1e-4 (of the largest logit, where that is "
-            "above 1) between batches of 1, 32 and 200 images and orders of them."
-        ),
-        meaning="Attacked in one batch and judged in another, an image meets another network.",
-        advice="Take statistics of each image alone (EnResNet: scale: sample; batch-norm in eval mode).",
-        run=r2,
-    ),
-    Check(
-        id="R3",
-        title="enough draws for each gradient",
-        source="this project's: the EOT draws are doubled twice",
-        rule=(
-            "From the draws used to twice as many, robust accuracy falls by less than 1 point, or by no more than the "
-            "paired interval's half width."
-        ),
-        meaning="The averaged gradient is still mostly noise: attacks with more draws would find more.",
-        advice="Raise eot until nothing changes.",
-        run=r3,
-    ),
-    Check(
-        id="R4",
-        title="the number is not one of lucky draws",
-        source="this project's",
-        rule=(
-            "Of at least 100 passes over the white box's candidates, at most 5 % have an accuracy that differs from "
-            "their mean by more than the paired interval's half width. The majority vote's is reported."
-        ),
-        meaning="A single pass says little: the draws of all images move together, or depend on each other.",
-        advice="Give every image noise of its own, and judge by the mean of many draws.",
-        run=r4,
-    ),
-    Check(
-        id="R5",
-        title="noise that is known hides nothing",
-        source="Carlini et al. 2019 (fix the randomness, then switch it on); the rules are this project's",
-        rule=(
-            "By no more than the paired interval's half width: robust accuracy with frozen noise is above that without "
-            "noise, and the white box's is above that of the frozen network's candidates once the noise is on."
-        ),
-        meaning="The noise hides gradients: an attack fails even where it knows the noise, or averaging misleads it.",
-        advice="Attack the network without noise and transfer; average over more draws; attack without gradients.",
-        run=r5,
-    ),
-    Check(
-        id="R6",
-        title="the network without its noise is no better guide",
-        source="this project's",
-        rule=(
-            "Accuracy on candidates made on the network with its noise off is not below the white box's by more than "
-            "the paired interval's half width."
-        ),
-        meaning="The noise masks gradients: an attack that ignores it finds more than the one that averages over it.",
-        advice="Report the lower number, and raise eot.",
-        run=r6,
-    ),
+    RANDOMNESS_IS_DECLARED,
+    BATCH_DOES_NOT_MATTER,
+    GRADIENT_DRAWS_SUFFICE,
+    VERDICT_DRAWS_SUFFICE,
+    KNOWN_NOISE_HIDES_NOTHING,
+    NOISE_OFF_IS_NO_BETTER_GUIDE,
 )

@@ -33,7 +33,7 @@ RANDOM_POINTS, SEGMENT_POINTS, FEWEST_POINTS = 10, 20, 5  # T1: per image
 # D: what the network does in its forward pass, and which losses make sense -------------------------------
 
 
-def d1(s: Subject) -> Finding:
+def forward_pass_takes_no_gradients(s: Subject) -> Finding:
     """Gradients taken inside the forward pass."""
     if len(s) == 0:
         return skipped("no images")
@@ -44,6 +44,17 @@ def d1(s: Subject) -> Finding:
             s.model(x.clone())
     done = f"two forward passes of {len(x)} images, without and with gradients, watched for calls of autograd"
     return ruled(not seen, done, {"called": sorted(seen)})
+
+
+FORWARD_PASS_TAKES_NO_GRADIENTS = Check(
+    id="D1",
+    title="no gradients inside the forward pass",
+    source="AutoAttack's check for dynamic defenses (Croce & Hein 2020)",
+    rule="torch.autograd.grad, torch.autograd.backward and Tensor.backward are not called while the network runs.",
+    meaning="The network optimises something at test time. Attacks that take it for a fixed function go wrong.",
+    advice="Write an attack that takes the optimisation into account, or switch it off and judge what is left.",
+    run=forward_pass_takes_no_gradients,
+)
 
 
 @contextlib.contextmanager
@@ -74,7 +85,7 @@ def _watched(seen: set[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def d2(s: Subject) -> Finding:
+def losses_fit_the_classes(s: Subject) -> Finding:
     """Losses that need more classes than there are."""
     attacks = [(plan.label, plan.attack) for plan in s.context.plans]
     attacks += [(f"certificate/{name}", attack) for name, attack in s.battery()]
@@ -93,6 +104,20 @@ def d2(s: Subject) -> Finding:
     )
 
 
+LOSSES_FIT_THE_CLASSES = Check(
+    id="D2",
+    title="losses that the number of classes allows",
+    source="AutoAttack's check of the number of classes (Croce & Hein 2020)",
+    rule=(
+        "DLR has at least 3 classes, targeted DLR at least 4. Attacks with more targets than wrong classes are "
+        "named; they try all there are."
+    ),
+    meaning="An attack's loss is not defined for so few classes, and its outcome means nothing.",
+    advice="Set its loss to margin.",
+    run=losses_fit_the_classes,
+)
+
+
 def fields_of(attack: Attack) -> set[str]:
     """Names of an attack's settings."""
     return set(getattr(attack, "__dataclass_fields__", {}))
@@ -101,11 +126,11 @@ def fields_of(attack: Attack) -> set[str]:
 # T: does the loss rank images as their margins do? --------------------------------------------------------
 
 
-def t1(s: Subject) -> Finding:
+def loss_ranks_like_the_margin(s: Subject) -> Finding:
     """The cross-entropy against the margin.
 
     Image by image, since that is where an attack climbs: over all images together, easy and hard ones alone would
-    make a high correlation. Only points classified right count, because beyond the boundary a saturated
+    make a high correlation. Only points classified correctly count, because beyond the boundary a saturated
     cross-entropy grows again. Half of them lie on the segment to the end of a short attack on the margin: they
     reach from the image to the boundary, and a network that is merely confident is not tied on all of them. The
     median of the images, as on a few that many classes compete for an honest cross-entropy turns from the margin.
@@ -125,9 +150,9 @@ def t1(s: Subject) -> Finding:
     ce, gap = torch.stack(values, 2).unbind(0)  # (R, P) each
     agree = []
     for i in range(len(rows)):
-        right = gap[i] < 0
-        if int(right.sum()) >= FEWEST_POINTS:
-            agree.append(rank_correlation(ce[i][right], gap[i][right]))
+        correct = gap[i] < 0
+        if int(correct.sum()) >= FEWEST_POINTS:
+            agree.append(rank_correlation(ce[i][correct], gap[i][correct]))
     if not agree:
         return skipped(f"no image has {FEWEST_POINTS} points that are classified right")
     middle = statistics.median(agree)
@@ -136,6 +161,22 @@ def t1(s: Subject) -> Finding:
         f"10-step attack, for each of {len(agree)} images"
     )
     return ruled(middle > AGREEMENT, done, {"rank_correlation": middle, "lowest": min(agree)})
+
+
+LOSS_RANKS_LIKE_THE_MARGIN = Check(
+    id="T1",
+    title="A higher loss means closer to misclassified",
+    source="Tramer et al. 2020 (consistent losses); figure and threshold are this project's",
+    rule=(
+        "Spearman's correlation of cross-entropy and margin over points of the ball that are classified right, "
+        "is above 0.9 in the median of the images. An image on which either is constant counts 0."
+    ),
+    meaning="Climbing the cross-entropy does not lead to an error: it is saturated, or outputs are bounded.",
+    advice=(
+        "Attack with the margin and with DLR, on the values before a last squashing layer, in float64 if need be."
+    ),
+    run=loss_ranks_like_the_margin,
+)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
@@ -159,42 +200,8 @@ def with_radius(threat: Threat, x: Tensor) -> Threat:
     return replace(threat, eps=1.0 if threat.norm == "linf" else math.sqrt(x[0].numel()))
 
 
-ADVICE_LOSS = (
-    "Attack with the margin and with DLR, on the values before a last squashing layer, in float64 if need be."
-)
-
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="D1",
-        title="no gradients inside the forward pass",
-        source="AutoAttack's check for dynamic defenses (Croce & Hein 2020)",
-        rule="torch.autograd.grad, torch.autograd.backward and Tensor.backward are not called while the network runs.",
-        meaning="The network optimises something at test time. Attacks that take it for a fixed function go wrong.",
-        advice="Write an attack that takes the optimisation into account, or switch it off and judge what is left.",
-        run=d1,
-    ),
-    Check(
-        id="D2",
-        title="losses that the number of classes allows",
-        source="AutoAttack's check of the number of classes (Croce & Hein 2020)",
-        rule=(
-            "DLR has at least 3 classes, targeted DLR at least 4. Attacks with more targets than wrong classes are "
-            "named; they try all there are."
-        ),
-        meaning="An attack's loss is not defined for so few classes, and its outcome means nothing.",
-        advice="Set its loss to margin.",
-        run=d2,
-    ),
-    Check(
-        id="T1",
-        title="A higher loss means closer to misclassified",
-        source="Tramer et al. 2020 (consistent losses); figure and threshold are this project's",
-        rule=(
-            "Spearman's correlation of cross-entropy and margin over points of the ball that are classified right, "
-            "is above 0.9 in the median of the images. An image on which either is constant counts 0."
-        ),
-        meaning="Climbing the cross-entropy does not lead to an error: it is saturated, or outputs are bounded.",
-        advice=ADVICE_LOSS,
-        run=t1,
-    ),
+    FORWARD_PASS_TAKES_NO_GRADIENTS,
+    LOSSES_FIT_THE_CLASSES,
+    LOSS_RANKS_LIKE_THE_MARGIN,
 )

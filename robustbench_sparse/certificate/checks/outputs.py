@@ -31,9 +31,9 @@ def _rerun(s: Subject) -> tuple[Tensor, dict[str, Value]]:
     """The white box again on networks whose loss does not vanish, where it found nothing.
 
     Returns:
-        The smallest share right of each image, the white box's among them (n,), and the accuracies by name.
+        The smallest share correct of each image, the white box's among them (n,), and the accuracies by name.
     """
-    before = right = s.white.right
+    before = correct = s.white.correct
     rows = (before > 0.5).nonzero().flatten()
     wide, networks = in_float64(s.model, s.x), list[tuple[str, nn.Module]]()
     last = last_activation(s.model, s.x)
@@ -43,14 +43,14 @@ def _rerun(s: Subject) -> tuple[Tensor, dict[str, Value]]:
     measured: dict[str, Value] = {"white_acc": before.mean().item()}
     for name, network in networks:
         # Shares are noisy where the network is random: images chosen by them would look worse the next time.
-        left = torch.arange(len(s), device=s.x.device) if s.stochastic else rows[right[rows] > 0.5]
-        if len(left):
-            now = right.clone()
+        remaining = torch.arange(len(s), device=s.x.device) if s.stochastic else rows[correct[rows] > 0.5]
+        if len(remaining):
+            now = correct.clone()
             scaled = Scaled(network, _fitted(s, network))
-            now[left] = s.strongest(f"rerun/{name}", rows=left, on=scaled).right
-            right = smaller_of(s, right, now)
-        measured[f"after_{name}_acc"] = right.mean().item()
-    return right, measured
+            now[remaining] = s.strongest(f"rerun/{name}", rows=remaining, on=scaled).correct
+            correct = smaller_of(s, correct, now)
+        measured[f"after_{name}_acc"] = correct.mean().item()
+    return correct, measured
 
 
 def smaller_of(s: Subject, first: Tensor, second: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ def smaller_of(s: Subject, first: Tensor, second: Tensor) -> Tensor:
     return torch.minimum(first, second)
 
 
-def _overrated(s: Subject, right: Tensor) -> bool:
+def _overrated(s: Subject, correct: Tensor) -> bool:
     """Whether verdicts (n,) lie below the white box's, or below those of the benchmark's own attacks."""
-    reported = bool(s.context.plans) and s.exceeds(s.reported, right)
-    return s.exceeds(s.white.right, right) or reported
+    reported = bool(s.context.plans) and s.exceeds(s.reported, correct)
+    return s.exceeds(s.white.correct, correct) or reported
 
 
-def v1(s: Subject) -> Finding:
+def bounded_outputs_hide_nothing(s: Subject) -> Finding:
     """Bounded outputs."""
     if len(s) < 2:
         return skipped("there are fewer than two images")
@@ -85,9 +85,23 @@ def v1(s: Subject) -> Finding:
     done = f"Outputs on {len(s)} images, as many of uniform noise and of black and white pixels"
     if not (observed or (last is not None and last.bounded)):
         return ruled(True, done, measured)
-    right, again = _rerun(s)
+    correct, again = _rerun(s)
     done += "; outputs are bounded, so the white box again before the last activation, in float64 and scaled"
-    return ruled(not _overrated(s, right), done, {**measured, **again})
+    return ruled(not _overrated(s, correct), done, {**measured, **again})
+
+
+BOUNDED_OUTPUTS_HIDE_NOTHING = Check(
+    id="V1",
+    title="bounded outputs hide nothing",
+    source="our own",
+    rule="outputs are not bounded; where a sigmoid, tanh, softmax or the like comes last, or all outputs stay in "
+    "[-1, 1], the white box before the last activation, in float64 and with scaled logits lowers the accuracy by "
+    "no more than tau, against the white box and against the row's own attacks",
+    meaning="The bounded output flattens every loss; the accuracy under attack was read off a flat place.",
+    advice="Attack, and better deploy, the network without its last activation.",
+    run=bounded_outputs_hide_nothing,
+    refutes=True,
+)
 
 
 def _far(s: Subject) -> float | None:
@@ -103,10 +117,10 @@ def _far(s: Subject) -> float | None:
         return None
 
 
-def v2(s: Subject) -> Finding:
+def loss_is_not_saturated(s: Subject) -> Finding:
     """A saturated loss."""
     # Five attacks: the whole set would cost several times what the other checks do.
-    rows = s.right_rows[: max(s.budget.few, s.budget.images // 2)]
+    rows = s.correct_rows[: max(s.budget.few, s.budget.images // 2)]
     if len(rows) == 0:
         return skipped("no image is classified right")
     if slope_of(s).error:
@@ -114,20 +128,20 @@ def v2(s: Subject) -> Finding:
     scales = list(dict.fromkeys((*SCALES, _fitted(s))))
     attack = PGD(steps=s.budget.steps, eot=s.eot)
     scores = {
-        k: s.attack(attack, "v2", rows=rows, on=s.network if k == 1 else Scaled(s.network, k)).right
+        k: s.attack(attack, "v2", rows=rows, on=s.network if k == 1 else Scaled(s.network, k)).correct
         for k in scales
     }
     plain = scores[1.0]
-    best = min((scores[k] for k in scores if k != 1), key=lambda right: right.mean().item())
+    best = min((scores[k] for k in scores if k != 1), key=lambda correct: correct.mean().item())
     # Larger logits bring the cross-entropy nearer to a margin: what they gain is no sign of saturation.
-    smaller = min((scores[k] for k in scores if k < 1), key=lambda right: right.mean().item())
+    smaller = min((scores[k] for k in scores if k < 1), key=lambda correct: correct.mean().item())
     gap = (plain - smaller).mean().item()
     saturated = gap > SATURATED and s.exceeds(plain, smaller)
-    white = s.white.right[rows]
+    white = s.white.correct[rows]
     undercut = s.exceeds(white, smaller_of(s, white, best))
     measured: dict[str, Value] = {
         "scales": scales,
-        "accs": [right.mean().item() for right in scores.values()],
+        "accs": [correct.mean().item() for correct in scores.values()],
         "lower_by_share": gap,
         "white_acc": white.mean().item(),
     }
@@ -138,7 +152,21 @@ def v2(s: Subject) -> Finding:
     return ruled(not (saturated or undercut), done, measured)
 
 
-def v3(s: Subject) -> Finding:
+LOSS_IS_NOT_SATURATED = Check(
+    id="V2",
+    title="the loss is not saturated",
+    source="our own",
+    rule="with logits times 0.1, or times the factor that brings the median gap of the two largest to 5 where that "
+    "is below 1, cross-entropy PGD leaves an accuracy at most tau, or at most 0.05, below that with the logits as "
+    "they are; and with these or larger factors (10, 100) at most tau below the white box's",
+    meaning="The cross-entropy's gradient is zero to the last bit or all but the same everywhere; attacks on it "
+    "see nothing.",
+    advice="Take the smallest accuracy, and attack with a loss that does not depend on the scale: margin or DLR.",
+    run=loss_is_not_saturated,
+)
+
+
+def gradients_do_not_vanish(s: Subject) -> Finding:
     """Vanishing gradients."""
     if s.context.twin is None:
         return skipped("there is no undefended network of the same kind to compare with")
@@ -159,9 +187,22 @@ def v3(s: Subject) -> Finding:
         return ruled(
             False, done, measured, "the margin's gradient is zero as well, so that no attack can climb"
         )
-    right, again = _rerun(s)
+    correct, again = _rerun(s)
     done += "; as they are small, the white box again before the last activation, in float64 and scaled"
-    return ruled(not _overrated(s, right), done, {**measured, **again})
+    return ruled(not _overrated(s, correct), done, {**measured, **again})
+
+
+GRADIENTS_DO_NOT_VANISH = Check(
+    id="V3",
+    title="gradients are as large as an undefended network's",
+    source="our own",
+    rule="the median norm of the cross-entropy's gradient is at least 1e-3 of the twin's; where it is not, the "
+    "white box before the last activation, in float64 and with scaled logits lowers the accuracy by no more than "
+    "tau; a margin whose gradient is zero fails",
+    meaning="The gradient is so small that rounding, not the image, decides where an attack goes.",
+    advice="Attack in float64 and with a loss that does not depend on the scale.",
+    run=gradients_do_not_vanish,
+)
 
 
 def _typical_gradient(s: Subject, model: nn.Module, loss: Loss) -> float:
@@ -176,39 +217,7 @@ def _typical_gradient(s: Subject, model: nn.Module, loss: Loss) -> float:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="V1",
-        title="bounded outputs hide nothing",
-        source="our own",
-        rule="outputs are not bounded; where a sigmoid, tanh, softmax or the like comes last, or all outputs stay in "
-        "[-1, 1], the white box before the last activation, in float64 and with scaled logits lowers the accuracy by "
-        "no more than tau, against the white box and against the row's own attacks",
-        meaning="The bounded output flattens every loss; the accuracy under attack was read off a flat place.",
-        advice="Attack, and better deploy, the network without its last activation.",
-        run=v1,
-        refutes=True,
-    ),
-    Check(
-        id="V2",
-        title="the loss is not saturated",
-        source="our own",
-        rule="with logits times 0.1, or times the factor that brings the median gap of the two largest to 5 where that "
-        "is below 1, cross-entropy PGD leaves an accuracy at most tau, or at most 0.05, below that with the logits as "
-        "they are; and with these or larger factors (10, 100) at most tau below the white box's",
-        meaning="The cross-entropy's gradient is zero to the last bit or all but the same everywhere; attacks on it "
-        "see nothing.",
-        advice="Take the smallest accuracy, and attack with a loss that does not depend on the scale: margin or DLR.",
-        run=v2,
-    ),
-    Check(
-        id="V3",
-        title="gradients are as large as an undefended network's",
-        source="our own",
-        rule="the median norm of the cross-entropy's gradient is at least 1e-3 of the twin's; where it is not, the "
-        "white box before the last activation, in float64 and with scaled logits lowers the accuracy by no more than "
-        "tau; a margin whose gradient is zero fails",
-        meaning="The gradient is so small that rounding, not the image, decides where an attack goes.",
-        advice="Attack in float64 and with a loss that does not depend on the scale.",
-        run=v3,
-    ),
+    BOUNDED_OUTPUTS_HIDE_NOTHING,
+    LOSS_IS_NOT_SATURATED,
+    GRADIENTS_DO_NOT_VANISH,
 )

@@ -14,10 +14,12 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.rebuild import has_recipe
 
 LEAKED = 0.01  # share of the test images
 SEEDS = 3
+CARLINI = "Carlini et al. 2019 (arXiv 1902.06705)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def facts_of(data: PreparedData) -> DataFacts:
     )
 
 
-def h1(s: Subject) -> Finding:
+def judged_images_are_new(s: Subject) -> Finding:
     """Nothing learned or chosen on test images."""
     facts = s.context.data
     if not isinstance(facts, DataFacts):
@@ -75,24 +77,38 @@ def h1(s: Subject) -> Finding:
     return ruled(len(shared) == 0 and not blind and not low > LEAKED, done, measured)
 
 
+JUDGED_IMAGES_ARE_NEW = Check(
+    id="H1",
+    title="the test images are new to the network",
+    source=CARLINI,
+    rule="training and validation positions are disjoint; no epoch is chosen without a validation part; test "
+    f"images that are byte for byte in the training part: <= {100 * LEAKED:g} % (lower end of the 95 % interval). "
+    "A few such copies stand in some public data sets, are no fault of the run, and move no rate by more.",
+    meaning="The network was trained or chosen on images it is judged on.",
+    advice="Set validation > 0, and remove the listed test images from the training part.",
+    run=judged_images_are_new,
+    refutes=True,
+)
+
+
 def _chosen_blindly(folder: Path | None) -> bool:
     """Whether a run's record says that an epoch was chosen by its accuracy, with no images held out for that."""
     if folder is None or not has_recipe(folder):
         return False
-    record = read_json(folder / "run.json")["record"]
+    record = read_json(folder / names.RUN)["record"]
     chosen = any(stage.get("selection") != "last" for stage in record.get("stages", []))
     return chosen and not record.get("validation")
 
 
-def h2(s: Subject) -> Finding:
+def seeds_and_interval(s: Subject) -> Finding:
     """Seeds, and the interval of the images looked at."""
-    right = s.white.right
-    low, high = wilson(min(right.sum().item(), len(s)), len(s))
+    correct = s.white.correct
+    low, high = wilson(min(correct.sum().item(), len(s)), len(s))
     why = "" if s.context.seeds >= SEEDS else f"fewer than {SEEDS} seeds: nothing is known of other trainings"
     measured: dict[str, Value] = {
         "seeds": s.context.seeds,
         "n": len(s),
-        "acc": right.mean().item(),
+        "acc": correct.mean().item(),
         "low": low,
         "high": high,
     }
@@ -104,28 +120,18 @@ def h2(s: Subject) -> Finding:
     )
 
 
-CARLINI = "Carlini et al. 2019 (arXiv 1902.06705)"
+SEEDS_AND_INTERVAL = Check(
+    id="H2",
+    title="how far the number carries",
+    source=f"{CARLINI}; Wilson 1927",
+    rule=f"reported: number of seeds ({SEEDS} or more make a mean and its spread) and the interval of the images",
+    meaning="With one seed and few images, the order of close rows is chance.",
+    advice="Train more seeds; raise evaluation.limit.",
+    run=seeds_and_interval,
+)
+
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="H1",
-        title="the test images are new to the network",
-        source=CARLINI,
-        rule="training and validation positions are disjoint; no epoch is chosen without a validation part; test "
-        f"images that are byte for byte in the training part: <= {100 * LEAKED:g} % (lower end of the 95 % interval). "
-        "A few such copies stand in some public data sets, are no fault of the run, and move no rate by more.",
-        meaning="The network was trained or chosen on images it is judged on.",
-        advice="Set validation > 0, and remove the listed test images from the training part.",
-        run=h1,
-        refutes=True,
-    ),
-    Check(
-        id="H2",
-        title="how far the number carries",
-        source=f"{CARLINI}; Wilson 1927",
-        rule=f"reported: number of seeds ({SEEDS} or more make a mean and its spread) and the interval of the images",
-        meaning="With one seed and few images, the order of close rows is chance.",
-        advice="Train more seeds; raise evaluation.limit.",
-        run=h2,
-    ),
+    JUDGED_IMAGES_ARE_NEW,
+    SEEDS_AND_INTERVAL,
 )

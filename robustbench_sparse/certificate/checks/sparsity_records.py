@@ -17,13 +17,14 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import fill, load_weights, read_json, sha256
 from robustbench_sparse.foundation.paired import compare
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.rebuild import architecture, has_recipe
 from robustbench_sparse.sparsity.claims import POINTS
 from robustbench_sparse.sparsity.counting import count_sparsity
 from robustbench_sparse.sparsity.shrink.proof import TOLERANCE, differences
 
 
-def s1(s: Subject) -> Finding:
+def sparsity_is_in_the_file(s: Subject) -> Finding:
     """Recount from the file."""
     claims, path = s.context.claims, _weights_of(s)
     if claims is None or path is None:
@@ -50,6 +51,19 @@ def s1(s: Subject) -> Finding:
     return ruled(not wrong, done, {**measured, "zeros in the file": zeros, "wrong": wrong})
 
 
+SPARSITY_IS_IN_THE_FILE = Check(
+    id="S1",
+    title="the sparsity is in the file",
+    source=f"{OWN}; after published pruning code whose networks hold fewer zeros than asked for",
+    rule=f"percentages counted in the saved file within {POINTS} points of those claimed; parameters and "
+    "multiply-accumulates equal; zero weights counted a second time, straight from the tensors",
+    meaning="The row's sparsity is wrong.",
+    advice="Count again from the file: delete sparsity.json and run the benchmark.",
+    run=sparsity_is_in_the_file,
+    refutes=True,
+)
+
+
 def _near(first: float | None, second: float | None) -> bool:
     # The slack is for binary fractions: 80.1 - 80.0 is above 0.1 in floating point.
     return first == second or (
@@ -71,7 +85,7 @@ def _wrong_claims(claims: Mapping[str, Any], counted: Mapping[str, Any]) -> list
 def _weights_of(s: Subject) -> Path | None:
     if s.context.weights is not None:
         return s.context.weights
-    path = s.context.folder / "model.safetensors" if s.context.folder is not None else None
+    path = s.context.folder / names.WEIGHTS if s.context.folder is not None else None
     return path if path is not None and path.is_file() else None
 
 
@@ -82,8 +96,8 @@ def _network_of(s: Subject) -> nn.Module:
     return copy.deepcopy(s.model)
 
 
-def s2(s: Subject) -> Finding:
-    """One file for the zeros and for the verdicts."""
+def counted_network_was_attacked(s: Subject) -> Finding:
+    """One file for the zeros and for the correct."""
     path = _weights_of(s)
     if path is None:
         return skipped("no file of weights")
@@ -105,6 +119,18 @@ def s2(s: Subject) -> Finding:
     return ruled(not different and not others, done, measured)
 
 
+COUNTED_NETWORK_WAS_ATTACKED = Check(
+    id="S2",
+    title="what is counted is what was attacked",
+    source=f"{OWN}; after published code that prunes, and then tests the dense network",
+    rule="the network examined equals the saved file bit for bit; the hash kept with each outcome is the file's",
+    meaning="Sparsity and robustness belong to different networks.",
+    advice="Delete the folder outcomes and judge the saved file.",
+    run=counted_network_was_attacked,
+    refutes=True,
+)
+
+
 def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None or first.dtype != second.dtype:
         return False
@@ -116,27 +142,27 @@ def _other_weights(s: Subject, digest: str) -> tuple[list[str], int]:
     if s.context.folder is None:
         return [], 0
     labels = ["clean", *(p.label for p in s.context.plans)]
-    paths = [s.context.folder / "outcomes" / f"{label}.json" for label in labels]
+    paths = [s.context.folder / names.account(label) for label in labels]
     about = {path.stem: read_json(path) for path in paths if path.is_file()}
     identity = {label: str(a.get("key", {}).get("identity", "")) for label, a in about.items()}
     return [label for label, name in identity.items() if name.split("/")[0] != digest], len(about)
 
 
-def s3(s: Subject) -> Finding:
+def pruning_turns_images(s: Subject) -> Finding:
     """Image by image against the dense parent."""
     if s.context.parent is None:
         return skipped("no dense parent is known")
     label, network = s.context.parent
     parent = s.beside(network)
     # One attack, the same for both: the smallest verdict of many flatters the network that was attacked less.
-    rights = []
+    correct = []
     for one in (s, parent):
         kind, attack = one.battery()[1]
-        rights.append(one.attack(attack, f"s3/{kind}").right)
-    pair = compare(rights[0].tolist(), rights[1].tolist())
+        correct.append(one.attack(attack, f"s3/{kind}").correct)
+    pair = compare(correct[0].tolist(), correct[1].tolist())
     measured: dict[str, Value] = {
-        "acc": rights[0].mean().item(),
-        "parent_acc": rights[1].mean().item(),
+        "acc": correct[0].mean().item(),
+        "parent_acc": correct[1].mean().item(),
         "low": pair.low,
         "high": pair.high,
         "p": pair.p,
@@ -153,10 +179,21 @@ def s3(s: Subject) -> Finding:
     return Finding(status="reported", done=done, measured=measured, why=verdict)
 
 
-def s4(s: Subject) -> Finding:
+PRUNING_TURNS_IMAGES = Check(
+    id="S3",
+    title="which images pruning turned",
+    source='Piras et al. 2023, "Samples on Thin Ice" (arXiv 2310.08073); McNemar 1947',
+    rule="reported: McNemar's p under one attack, the same for both; no `better` without p < 0.05",
+    meaning="Images near the boundary flip either way; a gain that is no more than these flips is none.",
+    advice="Where p >= 0.05, judge more images before calling one of the two better.",
+    run=pruning_turns_images,
+)
+
+
+def dead_channels_change_nothing(s: Subject) -> Finding:
     """The network without its dead channels."""
     try:
-        small = _shrunk(s) if s.context.shrunk is None else s.context.shrunk
+        small = _shrunk(s)
     except UserError as e:  # no torch-pruning, or a forward pass that cannot be traced
         return skipped(str(e))
     if small is None:
@@ -170,6 +207,18 @@ def s4(s: Subject) -> Finding:
     return ruled(difference <= allowed, done, measured)
 
 
+DEAD_CHANNELS_CHANGE_NOTHING = Check(
+    id="S4",
+    title="removing dead channels changes nothing",
+    source=OWN,
+    rule=f"largest difference of the logits <= {TOLERANCE} (times the largest logit, where that is above 1)",
+    meaning="The shrunk network computes something else; speed and accuracy belong to different networks.",
+    advice="Look at what a dead channel still adds: biases, and batch-norm's shift.",
+    run=dead_channels_change_nothing,
+    refutes=True,
+)
+
+
 def _shrunk(s: Subject) -> nn.Module | None:
     """The network without its dead channels; None where it has none."""
     from robustbench_sparse.sparsity.shrink.surgery import shrink_network
@@ -179,44 +228,8 @@ def _shrunk(s: Subject) -> nn.Module | None:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="S1",
-        title="the sparsity is in the file",
-        source=f"{OWN}; after published pruning code whose networks hold fewer zeros than asked for",
-        rule=f"percentages counted in the saved file within {POINTS} points of those claimed; parameters and "
-        "multiply-accumulates equal; zero weights counted a second time, straight from the tensors",
-        meaning="The row's sparsity is wrong.",
-        advice="Count again from the file: delete sparsity.json and run the benchmark.",
-        run=s1,
-        refutes=True,
-    ),
-    Check(
-        id="S2",
-        title="what is counted is what was attacked",
-        source=f"{OWN}; after published code that prunes, and then tests the dense network",
-        rule="the network examined equals the saved file bit for bit; the hash kept with each outcome is the file's",
-        meaning="Sparsity and robustness belong to different networks.",
-        advice="Delete the folder outcomes and judge the saved file.",
-        run=s2,
-        refutes=True,
-    ),
-    Check(
-        id="S3",
-        title="which images pruning turned",
-        source='Piras et al. 2023, "Samples on Thin Ice" (arXiv 2310.08073); McNemar 1947',
-        rule="reported: McNemar's p under one attack, the same for both; no `better` without p < 0.05",
-        meaning="Images near the boundary flip either way; a gain that is no more than these flips is none.",
-        advice="Where p >= 0.05, judge more images before calling one of the two better.",
-        run=s3,
-    ),
-    Check(
-        id="S4",
-        title="removing dead channels changes nothing",
-        source=OWN,
-        rule=f"largest difference of the logits <= {TOLERANCE} (times the largest logit, where that is above 1)",
-        meaning="The shrunk network computes something else; speed and accuracy belong to different networks.",
-        advice="Look at what a dead channel still adds: biases, and batch-norm's shift.",
-        run=s4,
-        refutes=True,
-    ),
+    SPARSITY_IS_IN_THE_FILE,
+    COUNTED_NETWORK_WAS_ATTACKED,
+    PRUNING_TURNS_IMAGES,
+    DEAD_CHANNELS_CHANGE_NOTHING,
 )

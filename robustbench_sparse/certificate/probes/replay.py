@@ -26,7 +26,7 @@ from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json, write_json
 from robustbench_sparse.models.build import on_device
-from robustbench_sparse.runs.rebuild import rebuilt
+from robustbench_sparse.runs.folder import RunFolder
 
 SECONDS = 300
 
@@ -36,11 +36,11 @@ class Replayed:
     """What the other process says.
 
     Attributes:
-        right: share of draws classified right, in [0, 1], (n,).
+        correct: share of draws classified correctly, in [0, 1], (n,).
         margin: of one pass: the largest wrong logit minus the label's, (n,).
     """
 
-    right: Tensor
+    correct: Tensor
     margin: Tensor
 
 
@@ -100,7 +100,7 @@ def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
             said = done.stderr.strip().splitlines()
             raise UserError(f"the other process failed: {said[-1] if said else f'code {done.returncode}'}")
         found = load_file(answer)
-    return Replayed(right=found["right"], margin=found["margin"])
+    return Replayed(correct=found["right"], margin=found["margin"])
 
 
 def margins(s: Subject, x: Tensor, name: str) -> Tensor:
@@ -117,7 +117,9 @@ def main(request_path: Path) -> None:
     device = choose_device("cuda" if on_gpu else "cpu")
     given = load_file(Path(request.images))
     x, y = given["x"].to(device), given["y"].to(device)
-    model = on_device(rebuilt(Path(request.run), x.shape[1], x.shape[2], request.classes), device)
+    model = on_device(
+        RunFolder.at(Path(request.run)).network(x.shape[1], x.shape[2], request.classes), device
+    )
     s = Subject(
         model,
         x,
@@ -128,8 +130,8 @@ def main(request_path: Path) -> None:
         seed=request.seed,
         budget=BUDGETS["quick"],
     )
-    right = s.judged(x, request.name, draws=request.draws)
-    answer = {"right": right.cpu(), "margin": margins(s, x, request.name).cpu()}
+    correct = s.judged(x, request.name, draws=request.draws)
+    answer = {"right": correct.cpu(), "margin": margins(s, x, request.name).cpu()}
     save_file({name: values.contiguous() for name, values in answer.items()}, Path(request.answer))
 
 

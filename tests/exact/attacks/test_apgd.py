@@ -223,6 +223,7 @@ def test_passes_are_those_of_an_image_that_holds_out() -> None:
         assert gradient_passes(network, attack, x[:4], y[:4]) == 4 * attack.passes
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_a_random_network_is_attacked_to_the_end() -> None:
     net, x, y = digits_net()
     noisy, batches = nn.Sequential(Noisy(), net).eval(), []

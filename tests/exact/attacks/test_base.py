@@ -92,24 +92,6 @@ def test_a_threat_that_is_none_is_refused(settings: dict[str, object]) -> None:
         Threat(**settings)  # type: ignore[arg-type]
 
 
-def test_contains_is_true_exactly_where_the_farthest_point_is_inside() -> None:
-    pixels = 16
-    for outer_norm in ("linf", "l2"):
-        for inner_norm in ("linf", "l2"):
-            for ratio in (0.1, 0.249, 0.251, 0.999, 1.0, 1.001, 3.999, 4.001):
-                outer, inner = Threat(norm=outer_norm, eps=1.0), Threat(norm=inner_norm, eps=ratio)
-                corner = torch.full((1, pixels), ratio) if inner_norm == "linf" else torch.zeros(1, pixels)
-                if inner_norm == "l2":
-                    corner[0, 0] = ratio
-                farthest = outer.size(corner).item()
-                assert outer.contains(inner, pixels) == (farthest <= 1 + 1e-9), (
-                    outer_norm,
-                    inner_norm,
-                    ratio,
-                )
-    assert Threat(eps=math.inf).contains(Threat(norm="l2", eps=math.inf), pixels)
-
-
 def test_random_starts_fill_the_cube_and_the_ball_uniformly() -> None:
     count, x = 4000, torch.full((4000, 1, 1, 3), 0.5, dtype=torch.float64)
     cube = random_start(x, Threat(eps=0.2), SampleRandom.for_images(0, "start", range(count))) - x
@@ -239,12 +221,15 @@ def test_randomness_is_declared_or_seen() -> None:
     assert is_stochastic(nn.Sequential(plain))
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_mean_logits_are_over_the_draws_and_one_pass_serves_a_fixed_network() -> None:
     x, passes = torch.zeros(3, 4, dtype=torch.float64), []
     net = nn.Sequential(Noise())
     net.register_forward_hook(lambda *_: passes.append(1))
     noise = SampleRandom.for_images(0, "a", range(3))
-    expected = torch.stack([noise.normal(x) for _ in range(7)]).mean(0)
+    branches = SampleRandom.for_images(0, "a", range(3)).branches(7)
+    assert branches is not None
+    expected = torch.stack([branch.normal(x) for branch in branches]).mean(0)
     assert torch.allclose(logits_of(net, x, SampleRandom.for_images(0, "a", range(3)), draws=7), expected)
     assert len(passes) == 7
     net[0].stochastic = False

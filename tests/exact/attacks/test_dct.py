@@ -141,6 +141,7 @@ def test_result_depends_neither_on_the_batch_nor_on_the_global_generator(threat:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_a_random_network_is_climbed_to_the_last_step_with_averaged_gradients() -> None:
     net, x, y = digits_net()
     shaky = Shaky(net).eval()

@@ -242,6 +242,7 @@ class Noisy(RandomModule):
         return x + 0.02 * self.draw(x)
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 @BOTH
 def test_a_random_network_and_its_passes(norm: Norm) -> None:
     net, x, y = digits_net()

@@ -358,7 +358,7 @@ def test_judged_on_digits_and_the_batch_size_belongs_to_the_outcome(tmp_path: Pa
         return Judge(net, data, tmp_path, Protocol(seed=0, batch_size=batch_size), "net", Silent())
 
     table = judge(30).attack(plan.attacks[0])
-    meta = read_json(tmp_path / "ta.json")
+    meta = read_json(tmp_path / "outcomes" / "ta.json")
     assert (meta["status"], meta["flags"], meta["minimum_norm"]) == ("ok", {}, False)
     assert meta["key"]["batch_size"] == 30
     assert table["adv_correct"].mean() < table["clean_correct"].mean()

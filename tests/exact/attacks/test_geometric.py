@@ -194,6 +194,7 @@ def test_result_depends_neither_on_the_batch_nor_on_the_global_generator(search:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_no_lucky_miss_ends_the_search_on_a_random_network() -> None:
     net, x, y = digits_net()
     shaky = Shaky(net).eval()

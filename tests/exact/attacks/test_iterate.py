@@ -188,6 +188,7 @@ class Scaled(RandomModule):
         return z * (1 + self.s * self.draw(z[:, :1]))
 
 
+@pytest.mark.usefixtures("one_pass_at_a_time")
 def test_eot_gradient_is_the_mean_over_the_draws() -> None:
     body, count = linear_net(3, 12), 6
     net = nn.Sequential(body, Scaled(2.0)).eval()
@@ -198,8 +199,9 @@ def test_eot_gradient_is_the_mean_over_the_draws() -> None:
     net.register_forward_hook(lambda *_: passes.append(1))
     grad, loss, logits = input_gradient(net, x, y, margin, streams(count), eot=5)
     assert len(passes) == 5
-    noise = streams(count)
-    scale = torch.stack([1 + 2 * noise.normal(x[:, 0, 0, :1]) for _ in range(5)])  # (5, B, 1)
+    branches = streams(count).branches(5)
+    assert branches is not None
+    scale = torch.stack([1 + 2 * branch.normal(x[:, 0, 0, :1]) for branch in branches])  # (5, B, 1)
     # margin(s z) = s margin(z) for s > 0; for s < 0 the largest rival changes: take that from torch itself.
     z = body(x).detach()[None] * scale[..., :]
     assert torch.allclose(logits, z.mean(0))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.losses import margin
 from robustbench_sparse.certificate import certify
+from robustbench_sparse.certificate.checks import CHECKS
 from robustbench_sparse.certificate.checks.indicators import Recorder
 from robustbench_sparse.certificate.checks.noise import _pass
 from robustbench_sparse.certificate.finding import Finding
@@ -38,7 +39,7 @@ from tests.helpers.accidents import (
 def findings(model: nn.Module, behind: bool = False, kind: str = "") -> dict[str, Finding]:
     """Of all checks, or of one kind, with a stand-in or not; none may raise."""
     s = subject(model, FastNetwork(model.eval(), precision="fp32") if behind else None)
-    return {k: certify._run(check, s) for k, check in certify.CHECKS.items() if k.startswith(kind)}
+    return {k: certify._run(check, s) for k, check in CHECKS.items() if k.startswith(kind)}
 
 
 PLAIN = Linear()
@@ -100,7 +101,7 @@ def test_nor_what_a_subject_says(how: str, noisy: bool) -> None:
         s = subject(Noisy(network) if noisy else network)
         attacked = s.strongest("t")
         grad = s.gradient(s.x, "g", nn.functional.cross_entropy)[0]
-        found.append((s.clean, attacked.candidate, attacked.right, grad))
+        found.append((s.clean, attacked.candidate, attacked.correct, grad))
         assert torch.equal(s.x, before)
     for mine, theirs in zip(*found, strict=True):
         assert torch.equal(mine, theirs)
@@ -193,6 +194,6 @@ def test_an_interrupt_ends_the_certificate() -> None:
     def interrupted(s: Subject) -> Finding:
         raise KeyboardInterrupt
 
-    check = dataclasses.replace(certify.CHECKS["M1"], run=interrupted)
+    check = dataclasses.replace(CHECKS["M1"], run=interrupted)
     with pytest.raises(KeyboardInterrupt):
         certify._run(check, subject(Linear()))

@@ -15,7 +15,8 @@ import torch
 from attacks import PGD
 from robustbench_sparse.certificate import certify as runner
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.certify import CHECKS, certify, is_stored
+from robustbench_sparse.certificate.certify import certify, is_stored
+from robustbench_sparse.certificate.checks import CHECKS
 from robustbench_sparse.certificate.finding import Check, Finding, ruled, skipped
 from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.foundation.errors import UserError
@@ -187,7 +188,7 @@ def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]
     """A benchmark's folder: per run the verdicts under one attack, and the checks of its certificate."""
     manifest = {**MANIFEST, "runs": [{"run_id": r, "run": r, "seed": 0} for r in runs]}
     (tmp_path / "benchmark.json").write_text(json.dumps(manifest))
-    for run, (right, checks) in runs.items():
+    for run, (correct, checks) in runs.items():
         home = tmp_path / "runs" / run
         (home / "outcomes").mkdir(parents=True)
         s = subject(trained())
@@ -200,7 +201,7 @@ def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]
         )  # fmt: skip
         for name, value in facts.items():
             (home / name).write_text(json.dumps(value))
-        for label, verdicts in (("clean", [1.0] * len(s)), ("pgd", right)):
+        for label, verdicts in (("clean", [1.0] * len(s)), ("pgd", correct)):
             outcome(s, verdicts, 0.1).to_csv(home / "outcomes" / f"{label}.csv", index=False)
             about = {"status": "ok", "reason": "", "n": len(s), "seconds": 1.0, "bounded": True}
             key = {

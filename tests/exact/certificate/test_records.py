@@ -34,7 +34,8 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import load_weights, read_json, save_weights, write_json
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.judging.judge import Judge, Protocol
-from robustbench_sparse.runs.rebuild import has_recipe, rebuilt
+from robustbench_sparse.runs.folder import RunFolder
+from robustbench_sparse.runs.rebuild import has_recipe
 from robustbench_sparse.sparsity.counting import count_sparsity
 from robustbench_sparse.sparsity.shrink.proof import same_logits
 
@@ -116,7 +117,7 @@ def subject(
 
 def row(benchmark: Path, data: PreparedData, run: str = "robust", folder: Path | None = None) -> Subject:
     folder = folder or folder_of(benchmark, run)
-    return subject(rebuilt(folder, 1, 8, 10), data, context_of(folder))
+    return subject(RunFolder.at(folder).network(1, 8, 10), data, context_of(folder))
 
 
 def copied(benchmark: Path, tmp_path: Path, run: str = "robust") -> Path:
@@ -215,7 +216,7 @@ def test_honest_attacks_use_their_budget(
     plans = [AttackPlan(f"a{i}", "pgd", a, threat) for i, a in enumerate(attacks)]
     plans.append(AttackPlan("fab", "fab", FAB(steps=5), threat))
     s = subject(model, data, judged(model, data, tmp_path, plans), threat)
-    found = attack_records.b1(s)
+    found = attack_records.attacks_use_their_budget(s)
     assert found.status == "passed", found
     used = [v for k, v in found.measured.items() if k.endswith(" used") and v is not None]
     assert len(used) >= 1
@@ -231,7 +232,9 @@ def test_a_perturbation_scaled_to_nothing_is_found(
         AttackPlan("scaled", "x:Scaled", ScaledPGD(), threat),
         AttackPlan("halved", "x:Scaled", ScaledPGD(by=0.5), threat),
     ]
-    found = attack_records.b1(subject(model, data, judged(model, data, tmp_path, plans), threat))
+    found = attack_records.attacks_use_their_budget(
+        subject(model, data, judged(model, data, tmp_path, plans), threat)
+    )
     assert found.status == "failed"
     assert found.measured["idle"] == ["scaled", "halved"]
 
@@ -239,7 +242,9 @@ def test_a_perturbation_scaled_to_nothing_is_found(
 def test_steps_too_short_to_reach_the_ball_are_found(data: PreparedData, tmp_path: Path) -> None:
     model = trained(data)
     plan = AttackPlan("short", "pgd", PGD(steps=5, step_size=0.001, random_start=False), LINF)
-    found = attack_records.b1(subject(model, data, judged(model, data, tmp_path, [plan])))
+    found = attack_records.attacks_use_their_budget(
+        subject(model, data, judged(model, data, tmp_path, [plan]))
+    )
     assert found.measured["idle"] == ["short"]
 
 
@@ -247,13 +252,15 @@ def test_candidates_outside_and_norms_above_eps_are_found(data: PreparedData, tm
     model = mlp().eval()
     far = AttackPlan("far", "x:TooFar", TooFar(), LINF)
     context = judged(model, data, tmp_path, [far])
-    found = attack_records.b1(subject(model, data, context))
+    found = attack_records.attacks_use_their_budget(subject(model, data, context))
     assert found.status == "failed"
     assert found.measured["outside"] == ["far: outside_ball"]
     assert found.measured["outside_ball"] == []  # the judge had projected it
     table = context.outcomes["far"].assign(status="ok")
     table.loc[3, "linf"] = 0.1001
-    found = attack_records.b1(subject(model, data, replace(context, outcomes={"far": table})))
+    found = attack_records.attacks_use_their_budget(
+        subject(model, data, replace(context, outcomes={"far": table}))
+    )
     assert found.status == "failed"
     assert found.measured["outside_ball"] == ["far"]
 
@@ -268,7 +275,9 @@ def test_cw_and_fab_find_nearly_the_smallest_perturbation(data: PreparedData, th
         AttackPlan("fab", "fab", FAB(steps=20), threat),
         AttackPlan("next", "fab", FAB(steps=20, target="next"), threat),
     ]
-    found = attack_records.b2(subject(mlp(), data, Context(plans=plans), threat))
+    found = attack_records.smallest_perturbations_are_found(
+        subject(mlp(), data, Context(plans=plans), threat)
+    )
     assert found.status == "passed", found
     assert all(isinstance(r, float) and r >= 0.99 for r in found.measured.values())
 
@@ -279,7 +288,7 @@ def test_a_weak_minimum_norm_attack_is_found(data: PreparedData) -> None:
         AttackPlan("weak", "cw", CW(steps=3, search_steps=1), LINF),
         AttackPlan("far", "cw", CW(kappa=5.0), LINF),
     ]
-    found = attack_records.b2(subject(mlp(), data, Context(plans=plans)))
+    found = attack_records.smallest_perturbations_are_found(subject(mlp(), data, Context(plans=plans)))
     assert found.status == "failed"
     over = [k for k, r in found.measured.items() if isinstance(r, float) and r > attack_records.LONGER]
     assert over == ["weak", "far"]
@@ -319,7 +328,7 @@ def test_weights_changed_since_they_were_saved_are_found_by_a_new_process(
                 torch.where(torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) < 0.5, 0.3, 1.0)
             )
     s = subject(s.model, data, s.context)
-    found = attack_records.b3(s)
+    found = attack_records.adversarials_last(s)
     assert found.status == "failed"
     assert found.measured["different"]
 
@@ -329,7 +338,7 @@ def test_a_new_process_that_fails_says_why(benchmark: Path, data: PreparedData, 
     assert s.context.folder is not None
     with (s.context.folder / "model.safetensors").open("ab") as f:
         f.write(b" ")
-    found = attack_records.b3(s)
+    found = attack_records.adversarials_last(s)
     assert found.status == "failed"
     assert "the other process failed" in found.why
     assert "model.safetensors" in found.why
@@ -362,19 +371,26 @@ class LastBits(nn.Module):
 def test_adversarials_of_honest_networks_survive_8_bits(data: PreparedData, seed: int) -> None:
     threat = (LINF, L2)[seed % 2]
     model = trained(data, seed, threat if seed > 2 else None)
-    found = attack_records.b4(subject(model, data, threat=threat))
+    found = attack_records.adversarials_survive_8_bits(subject(model, data, threat=threat))
     assert found.status == "passed"
     assert found.measured["in the ball but for rounding"] is True
 
 
 def test_adversarials_that_hang_on_the_last_bits_are_found(data: PreparedData) -> None:
-    found = attack_records.b4(subject(LastBits(trained(data)), data, threat=Threat(eps=8 / 255)))
+    found = attack_records.adversarials_survive_8_bits(
+        subject(LastBits(trained(data)), data, threat=Threat(eps=8 / 255))
+    )
     assert found.status == "failed"
     assert found.measured["lost"]
 
 
 def test_a_radius_of_the_size_of_the_rounding_is_skipped(data: PreparedData) -> None:
-    assert attack_records.b4(subject(trained(data), data, threat=Threat(eps=1 / 255))).status == "skipped"
+    assert (
+        attack_records.adversarials_survive_8_bits(
+            subject(trained(data), data, threat=Threat(eps=1 / 255))
+        ).status
+        == "skipped"
+    )
 
 
 # B5 ---------------------------------------------------------------------------------------------------------
@@ -398,7 +414,7 @@ def test_an_outcome_with_a_gap_or_a_failure_that_counts_is_found(
     s = row(benchmark, data)
     tables = {**s.context.outcomes, "pgd": broken_table(s.context.outcomes["pgd"], **changes)}
     s.context = replace(s.context, outcomes=tables)
-    found = attack_records.b5(s)
+    found = attack_records.failures_are_no_robustness(s)
     assert found.status == "failed"
     assert said in found.why
 
@@ -411,22 +427,22 @@ def test_unknown_missing_and_crashed_attacks_are_found(
     assert context.folder is not None
     unknown = replace(context.plans[0], name="fgms")
     s.context = replace(context, plans=[unknown])
-    assert "no attack is called 'fgms'" in attack_records.b5(s).why
+    assert "no attack is called 'fgms'" in attack_records.failures_are_no_robustness(s).why
     s.context = replace(context, outcomes={k: v for k, v in context.outcomes.items() if k != "pgd"})
-    assert "pgd: no outcome" in attack_records.b5(s).why
+    assert "pgd: no outcome" in attack_records.failures_are_no_robustness(s).why
     path = context.folder / "outcomes" / "fgsm.json"
     write_json(path, {**read_json(path), "status": "crashed", "reason": "on purpose"})
     s.context = context
-    assert "fgsm: crashed: on purpose" in attack_records.b5(s).why
+    assert "fgsm: crashed: on purpose" in attack_records.failures_are_no_robustness(s).why
     path.unlink()
-    assert "fgsm: no fgsm.json" in attack_records.b5(s).why
+    assert "fgsm: no fgsm.json" in attack_records.failures_are_no_robustness(s).why
 
 
 def test_an_outcome_of_other_settings_is_found(benchmark: Path, data: PreparedData) -> None:
     s = row(benchmark, data)
     plans = [replace(p, attack=PGD(steps=50)) if p.label == "pgd" else p for p in s.context.plans]
     s.context = replace(s.context, plans=plans)
-    assert "pgd: judged with other settings" in attack_records.b5(s).why
+    assert "pgd: judged with other settings" in attack_records.failures_are_no_robustness(s).why
 
 
 def test_a_judge_that_fails_open_is_found(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,9 +452,9 @@ def test_a_judge_that_fails_open_is_found(data: PreparedData, monkeypatch: pytes
             return self.clean().assign(adv_correct=1.0)
 
     s = subject(mlp(), data)
-    assert attack_records.b5(s).status == "passed"
+    assert attack_records.failures_are_no_robustness(s).status == "passed"
     monkeypatch.setattr(attack_records, "Judge", Open)
-    found = attack_records.b5(s)
+    found = attack_records.failures_are_no_robustness(s)
     assert found.status == "failed"
     assert "raises" in found.why
     assert "nan" in found.why
@@ -459,11 +475,11 @@ def test_a_claim_that_the_file_does_not_hold_is_found(benchmark: Path, data: Pre
         {"nonzero_parameters": 10},
     ):
         s.context = replace(s.context, claims={**honest, **change})
-        found = sparsity_records.s1(s)
+        found = sparsity_records.sparsity_is_in_the_file(s)
         assert found.status == "failed"
         assert found.measured["wrong"] == list(change)
     s.context = replace(s.context, claims={"weight_sparsity": honest["weight_sparsity"] + 0.05})
-    assert sparsity_records.s1(s).status == "passed"
+    assert sparsity_records.sparsity_is_in_the_file(s).status == "passed"
 
 
 def test_a_foreign_networks_zeros_are_counted_in_its_file(data: PreparedData, tmp_path: Path) -> None:
@@ -474,12 +490,20 @@ def test_a_foreign_networks_zeros_are_counted_in_its_file(data: PreparedData, tm
     claims = count_sparsity(pruned, 1, 8)
     save_weights(path, pruned.state_dict())
     s = subject(pruned, data, Context(weights=path, claims=claims))
-    assert sparsity_records.s1(s).status == sparsity_records.s2(s).status == "passed"
+    assert (
+        sparsity_records.sparsity_is_in_the_file(s).status
+        == sparsity_records.counted_network_was_attacked(s).status
+        == "passed"
+    )
     save_weights(path, dense.state_dict())  # the pruned one was never saved
-    assert sparsity_records.s1(s).status == sparsity_records.s2(s).status == "failed"
+    assert (
+        sparsity_records.sparsity_is_in_the_file(s).status
+        == sparsity_records.counted_network_was_attacked(s).status
+        == "failed"
+    )
     save_weights(path, {"other": torch.zeros(3)})
-    assert sparsity_records.s1(s).status == "failed"
-    assert "another architecture" in sparsity_records.s1(s).why
+    assert sparsity_records.sparsity_is_in_the_file(s).status == "failed"
+    assert "another architecture" in sparsity_records.sparsity_is_in_the_file(s).why
 
 
 def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
@@ -492,7 +516,7 @@ def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
     name = next(k for k, v in weights.items() if v.ndim == 2)
     weights[name][0, 0] = 0
     save_weights(path, weights)
-    found = sparsity_records.s2(s)
+    found = sparsity_records.counted_network_was_attacked(s)
     assert found.status == "failed"
     assert found.measured["different tensors"] == [name]
     assert found.measured["outcomes of other weights"] == ["clean", "fgsm", "pgd", "fab"]
@@ -503,21 +527,25 @@ def test_a_dense_network_judged_in_place_of_the_counted_one_is_found(
 
 def test_flips_against_the_parent_are_counted_and_never_called_a_gain_by_chance(data: PreparedData) -> None:
     natural, robust = trained(data), trained(data, threat=LINF)
-    better = sparsity_records.s3(subject(robust, data, Context(parent=("dense", natural))))
+    better = sparsity_records.pruning_turns_images(subject(robust, data, Context(parent=("dense", natural))))
     assert better.status == "reported"
     assert better.measured["p"] < 0.05  # type: ignore[operator]
     assert better.why == "better than dense"
     assert better.measured["won_count"] > better.measured["lost_count"]  # type: ignore[operator]
     assert len(better.measured["won"]) <= 20  # type: ignore[arg-type]
-    worse = sparsity_records.s3(subject(natural, data, Context(parent=("dense", robust))))
+    worse = sparsity_records.pruning_turns_images(subject(natural, data, Context(parent=("dense", robust))))
     assert worse.why == "worse than dense"
     assert worse.measured["lost"] == better.measured["won"]
-    same = sparsity_records.s3(subject(robust, data, Context(parent=("dense", copy.deepcopy(robust)))))
+    same = sparsity_records.pruning_turns_images(
+        subject(robust, data, Context(parent=("dense", copy.deepcopy(robust))))
+    )
     assert same.measured["p"] == 1.0
     assert same.why.startswith("neither better nor worse")
 
 
-def test_a_shrunk_network_must_give_the_masked_ones_logits(data: PreparedData) -> None:
+def test_a_shrunk_network_must_give_the_masked_ones_logits(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masked = trained(data)
     assert isinstance(masked, nn.Sequential)
     first, last = masked[1], masked[3]
@@ -534,12 +562,13 @@ def test_a_shrunk_network_must_give_the_masked_ones_logits(data: PreparedData) -
             strict=True,
         ):
             to.copy_(source)
-    assert sparsity_records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "passed"
+    monkeypatch.setattr(sparsity_records, "_shrunk", lambda s: shrunk)
+    assert sparsity_records.dead_channels_change_nothing(subject(masked, data)).status == "passed"
     with torch.no_grad():
         first_bias = shrunk[1].bias
         assert isinstance(first_bias, Tensor)
         first_bias[0] += 1  # what a dead neuron's bias still adds
-    assert sparsity_records.s4(subject(masked, data, Context(shrunk=shrunk))).status == "failed"
+    assert sparsity_records.dead_channels_change_nothing(subject(masked, data)).status == "failed"
 
 
 class Noisy(RandomModule):
@@ -547,7 +576,9 @@ class Noisy(RandomModule):
         return x + 5 * self.draw(x)
 
 
-def test_logits_are_compared_without_noise_and_what_is_not_finite_is_far_apart(data: PreparedData) -> None:
+def test_logits_are_compared_without_noise_and_what_is_not_finite_is_far_apart(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = data.gather("test", torch.arange(8))[0]
     plain = mlp().eval()
     assert same_logits(nn.Sequential(plain, Noisy()).eval(), plain, x)[0] == 0
@@ -555,7 +586,8 @@ def test_logits_are_compared_without_noise_and_what_is_not_finite_is_far_apart(d
     with torch.no_grad():
         next(broken.parameters()).fill_(math.nan)
     assert same_logits(plain, broken, x)[0] == math.inf
-    assert sparsity_records.s4(subject(plain, data, Context(shrunk=broken))).status == "failed"
+    monkeypatch.setattr(sparsity_records, "_shrunk", lambda s: broken)
+    assert sparsity_records.dead_channels_change_nothing(subject(plain, data)).status == "failed"
 
 
 # H1, H2 -----------------------------------------------------------------------------------------------------
@@ -592,9 +624,9 @@ def test_equal_images_have_equal_hashes_in_all_parts_and_one_bit_makes_another()
 def test_images_in_two_parts_are_found(data: PreparedData) -> None:
     s, facts = subject(mlp(), data), facts_of(data)
     s.context = Context(data=facts)
-    assert seeds_and_data.h1(s).status == "passed"
+    assert seeds_and_data.judged_images_are_new(s).status == "passed"
     s.context = Context(data=replace(facts, val=np.append(facts.val, facts.train[5])))
-    found = seeds_and_data.h1(s)
+    found = seeds_and_data.judged_images_are_new(s)
     assert found.status == "failed"
     assert found.measured["trained and validated on"] == [int(facts.train[5])]
 
@@ -607,7 +639,7 @@ def test_test_images_among_the_training_images_are_counted(
     train = facts.train_hashes.copy()
     train[:copies] = facts.test_hashes[:copies]
     s = subject(mlp(), data, Context(data=replace(facts, train_hashes=train)))
-    found = seeds_and_data.h1(s)
+    found = seeds_and_data.judged_images_are_new(s)
     assert found.status == status
     assert found.measured["test images seen in training"] == copies
     assert found.measured["seen"] == facts.test[:copies].tolist()
@@ -619,22 +651,22 @@ def test_a_checkpoint_chosen_without_validation_images_is_found(
     folder = copied(benchmark, tmp_path)
     facts: DataFacts = facts_of(data)
     s = subject(mlp(), data, Context(folder=folder, data=facts))
-    assert seeds_and_data.h1(s).status == "passed"
+    assert seeds_and_data.judged_images_are_new(s).status == "passed"
     about = read_json(folder / "run.json")
     about["record"]["validation"] = 0
     write_json(folder / "run.json", about)
-    assert seeds_and_data.h1(s).status == "failed"
+    assert seeds_and_data.judged_images_are_new(s).status == "failed"
     for stage in about["record"]["stages"]:
         stage["selection"] = "last"
     write_json(folder / "run.json", about)
-    assert seeds_and_data.h1(s).status == "passed"
+    assert seeds_and_data.judged_images_are_new(s).status == "passed"
 
 
 def test_seeds_and_interval_are_reported(data: PreparedData) -> None:
-    one = seeds_and_data.h2(subject(trained(data), data, Context(seeds=1)))
+    one = seeds_and_data.seeds_and_interval(subject(trained(data), data, Context(seeds=1)))
     assert one.status == "reported"
     assert "fewer than 3 seeds" in one.why
     low, acc, high = (one.measured[k] for k in ("low", "acc", "high"))
     assert 0 <= low <= acc <= high <= 1  # type: ignore[operator]
     assert high - low > 0.05  # type: ignore[operator]
-    assert seeds_and_data.h2(subject(trained(data), data, Context(seeds=3))).why == ""
+    assert seeds_and_data.seeds_and_interval(subject(trained(data), data, Context(seeds=3))).why == ""

@@ -25,6 +25,8 @@ from robustbench_sparse.judging.judge import Judge, Protocol
 from robustbench_sparse.judging.relatives import Relative, Relatives
 from tests.helpers.certificate_subjects import CLASSES, EPS, FIRST, digits, trained
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(
     BUDGETS["quick"], images=72, random_images=48, few=20, queries=400, random_draws=300, inner_points=99
 )
@@ -71,7 +73,7 @@ def judged(net: nn.Module, attacks: list[tuple[str, Attack]], folder: Path, kin:
     threat = Threat(eps=EPS)
     plans = [AttackPlan(f"{name}{i}", name, attack, threat) for i, (name, attack) in enumerate(attacks)]
     protocol = Protocol(seed=1, batch_size=128, draws=10)
-    judge = Judge(net, data(), folder / "outcomes", protocol, "weights", Silent())
+    judge = Judge(net, data(), folder, protocol, "weights", Silent())
     judge.everything(plans)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUDGETS, "quick", SMALL)

@@ -16,7 +16,6 @@ from robustbench_sparse.engine.autotune import (
     SMALL_WORK,
     Speed,
     for_attacks,
-    for_training,
     recorded,
 )
 from robustbench_sparse.foundation.errors import UserError
@@ -59,8 +58,6 @@ def test_little_work_is_done_plainly_without_a_measurement(
     assert (chosen.precision, chosen.compile, chosen.batch_size) == ("fp32", False, 256)
     assert for_attacks(network, x, 1.0, precision="bf16", batch_size=7).precision == "bf16"
     assert for_attacks(network, x, 1.0, precision="bf16", batch_size=7).batch_size == 7
-    chosen = for_training(network, x, SMALL_WORK / 2, 5)
-    assert (chosen.precision, chosen.compile) == ("fp32", False)
     assert not memory.exists()
 
 
@@ -77,7 +74,6 @@ def test_the_faster_precision_is_taken_where_it_gains(
 ) -> None:
     rates(monkeypatch, fp32=fp32, bf16=bf16)
     assert for_attacks(network, x, SMALL_WORK).precision == expected
-    assert for_training(network, x, SMALL_WORK, 3).precision == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +98,6 @@ def test_compiling_is_taken_where_it_gains_and_pays(
     monkeypatch.setattr(torch, "compile", lambda m: m)
     rates(monkeypatch, fp32_compiled=quick)
     assert for_attacks(network, x, work, precision="fp32", compile=ask).compile is expected
-    assert for_training(network, x, work, 2, precision="fp32", compile=ask).compile is expected
 
 
 def test_a_measurement_is_made_once_per_machine_and_question(
@@ -126,13 +121,9 @@ def test_measuring_for_real_leaves_weights_modes_and_streams_alone(
     network: nn.Module, x: torch.Tensor
 ) -> None:
     before, drawn = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    chosen = for_training(network.train(), x, SMALL_WORK, 1, compile="off")
-    assert chosen.reason == "measured on this machine"
-    assert set(chosen.measured) == {"fp32", "bf16"}
-    assert all(rate > 0 for rate in chosen.measured.values())
-    assert network.training
-    network.eval()
     chosen = for_attacks(network, x, SMALL_WORK, compile="off")
+    assert chosen.reason == "measured on this machine"
+    assert all(rate > 0 for rate in chosen.measured.values())
     assert {"fp32", "bf16", "batch 128"} <= set(chosen.measured)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert not network.training

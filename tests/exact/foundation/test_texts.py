@@ -38,7 +38,7 @@ UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066
 def leaderboard(**changes: Any) -> pd.DataFrame:
     """One row of the columns of ``fold``."""
     row: dict[str, Any] = {"benchmark": "tiny", "run": "a", "seed": 0, "dataset": "digits", "model": "mlp()"}
-    row |= {"defenses": "", "n": 1000, "clean": 90.0, "clean_lo": 88.0, "clean_hi": 92.0}
+    row |= {"defenses": "", "precision": "fp32", "n": 1000, "clean": 90.0, "clean_lo": 88.0, "clean_hi": 92.0}
     row |= {"rank": 1, "rank_seeds": 1, "verdict": "believable", "flags": "", "weight_sparsity": 10.0}
     row |= {"asked": "", "status": "ok", "run_id": "a-0", "commit": "c", **changes}
     return pd.DataFrame([row]).astype(dict.fromkeys(("seed", "n", "rank", "rank_seeds"), "Int64"))

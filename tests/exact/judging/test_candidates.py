@@ -52,7 +52,7 @@ class GivesAtOnce(Gives):
 @pytest.mark.parametrize("kind", [Gives, GivesAtOnce])
 @pytest.mark.parametrize("what", ["one image", "flat", "complex", "meta", "integers", "a list", "nothing"])
 def test_candidates_that_are_no_images_are_a_crash(tmp_path: Path, kind: type[Gives], what: str) -> None:
-    judge = Judge(Linear().eval(), data(), tmp_path / "outcomes", Protocol(seed=1), "w", Silent())
+    judge = Judge(Linear().eval(), data(), tmp_path, Protocol(seed=1), "w", Silent())
     plan = AttackPlan("a", "a", kind(what=what), THREAT)
     assert len(judge.attack(plan)) == 0
     about = (tmp_path / "outcomes/a.json").read_text()

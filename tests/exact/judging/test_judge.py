@@ -119,10 +119,10 @@ class Crash(Attack):
 def test_a_crash_leaves_no_verdict_and_is_tried_again(tmp_path: Path) -> None:
     j = judge(tmp_path, Threshold())
     j.attack(plan(Crash()))
-    meta = read_json(tmp_path / "a.json")
+    meta = read_json(tmp_path / "outcomes" / "a.json")
     assert meta["status"] == "crashed"
     assert meta["reason"] == "RuntimeError: out of luck"
-    assert not j.is_done("a", j.key(plan(Crash())))
+    assert not j.store.is_done("a", j.key(plan(Crash())))
     assert accuracy(j.attack(plan(Shift()))) == 0.0, "a mended attack is judged anew"
 
 
@@ -142,7 +142,7 @@ def test_a_value_that_is_not_finite_is_no_verdict(tmp_path: Path, attack: Attack
     lost = table["status"] == "nonfinite"
     assert lost.sum() >= 10
     assert table.loc[lost, "adv_correct"].isna().all()
-    assert read_json(tmp_path / "a.json")["status"] == "nonfinite"
+    assert read_json(tmp_path / "outcomes" / "a.json")["status"] == "nonfinite"
 
 
 class Coin(nn.Module):
@@ -214,7 +214,7 @@ def test_the_distance_is_that_of_what_the_attack_returned(tmp_path: Path) -> Non
     assert distances(table) == [math.inf], "it does not fool"
     again = judge(tmp_path / "c", Threshold()).attack(plan(Far(amount=0.2), eps=0.1))
     pd.testing.assert_frame_equal(table, again)
-    meta = read_json(tmp_path / "c" / "a.json")
+    meta = read_json(tmp_path / "c" / "outcomes" / "a.json")
     assert (meta["bounded"], meta["minimum_norm"]) == (False, True)
 
 
@@ -237,14 +237,14 @@ def test_the_distance_under_a_bounded_attack_is_that_of_the_candidate_judged(tmp
     assert distances(table) == pytest.approx([0.35])
     table = judge(tmp_path / "b", Threshold()).attack(plan(Shift(), eps=0.1))
     assert distances(table) == [math.inf]
-    assert read_json(tmp_path / "a" / "a.json")["minimum_norm"] is False
+    assert read_json(tmp_path / "a" / "outcomes" / "a.json")["minimum_norm"] is False
 
 
 def test_a_set_of_its_own_has_no_distance(tmp_path: Path) -> None:
     table = judge(tmp_path, Threshold()).attack(plan(Elsewhere(), eps=0.1))
     assert accuracy(table) == 0.0
     assert table["distance"].isna().all()
-    assert read_json(tmp_path / "a.json")["minimum_norm"] is False
+    assert read_json(tmp_path / "outcomes" / "a.json")["minimum_norm"] is False
 
 
 def test_only_candidates_that_were_moved_take_another_verdict(tmp_path: Path) -> None:
@@ -308,11 +308,12 @@ def test_the_batch_size_is_part_of_the_question_where_the_attack_depends_on_it(
     tmp_path: Path, attack: Attack
 ) -> None:
     judge(tmp_path, Threshold(), batch_size=5).attack(plan(attack))
-    key = read_json(tmp_path / "a.json")["key"]
+    key = read_json(tmp_path / "outcomes" / "a.json")["key"]
     assert key.get("batch_size") == (5 if attack.batch_dependent else None)
     assert "batch_size" not in key["attack"], "the leaderboard compares it with the benchmark's settings"
     assert judge(tmp_path, Threshold(), batch_size=5).all_done([plan(attack)])
     again = judge(tmp_path, Threshold(), batch_size=8)
     assert again.all_done([plan(attack)]) != attack.batch_dependent
     again.attack(plan(attack))
-    assert read_json(tmp_path / "a.json")["key"].get("batch_size") == (8 if attack.batch_dependent else None)
+    key = read_json(tmp_path / "outcomes" / "a.json")["key"]
+    assert key.get("batch_size") == (8 if attack.batch_dependent else None)

@@ -89,7 +89,7 @@ class Straight(Attack):
 def judged(home: Path, *, norm: Norm = "linf", eps: float = 0.02, **attacks: Attack) -> Path:
     """A run's folder with the outcomes of these attacks."""
     run, threat = home / "bench" / "runs" / "a-0", Threat(norm=norm, eps=eps)
-    judge = Judge(NET, images(), run / "outcomes", Protocol(seed=2, batch_size=8), "weights", Silent())
+    judge = Judge(NET, images(), run, Protocol(seed=2, batch_size=8), "weights", Silent())
     plans = [AttackPlan(label, label, attack, threat) for label, attack in attacks.items()]
     judge.everything(plans)
     (run / "run.json").write_text(json.dumps({"run_id": "a-0"}))
@@ -115,7 +115,7 @@ def between(distance: Tensor) -> list[float]:
 
 def column(run: Path, attack: str) -> float:
     manifest = json.loads((run.parent.parent / "benchmark.json").read_text())
-    return 100 * float(verdicts(run / "outcomes", manifest).columns[attack].mean())
+    return 100 * float(verdicts(run, manifest).columns[attack].mean())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -256,9 +256,9 @@ def test_old_outcomes_are_still_whole_but_have_no_curve(tmp_path: Path) -> None:
     seal(run)
     assert refused(run, "a") == f"{path}: judged before distance was kept; delete it to judge again"
     assert column(run, "a") >= 0
-    judge = Judge(NET, images(), path.parent, Protocol(seed=2, batch_size=8), "weights", Silent())
+    judge = Judge(NET, images(), path.parents[1], Protocol(seed=2, batch_size=8), "weights", Silent())
     plan = AttackPlan("a", "a", Straight(), Threat(eps=0.02))
-    assert judge.is_done("a", judge.key(plan))
+    assert judge.store.is_done("a", judge.key(plan))
     path.unlink()
     judge.attack(plan)
     assert len(curve(run, "a")) == 21

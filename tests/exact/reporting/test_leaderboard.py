@@ -228,7 +228,7 @@ def test_counts_of_before_are_still_read(tmp_path: Path) -> None:
 def test_columns_and_their_order(tmp_path: Path) -> None:
     folder = benchmark(tmp_path, published={"a": {"pgd": 31.5, "clean": 70.0}})
     assert list(fold(folder).columns) == [
-        *("benchmark", "run", "seed", "dataset", "model", "defenses", "n"),
+        *("benchmark", "run", "seed", "dataset", "model", "defenses", "precision", "n"),
         *("clean", "clean_lo", "clean_hi", "fgsm", "fgsm_lo", "fgsm_hi", "pgd", "pgd_lo", "pgd_hi"),
         *("worst", "worst_lo", "worst_hi", "rank", "rank_seeds", "verdict", "flags"),
         *(
@@ -562,6 +562,8 @@ def test_csv_is_rounded_and_its_gaps_are_empty(tmp_path: Path) -> None:
     gap = dict(zip(lines[0].split(","), lines[3].split(","), strict=True))
     assert (gap["clean"], gap["n"], gap["macs"], gap["status"]) == ("", "", "", "incomplete: training")
     seeds_lines = (folder / "leaderboard_seeds.csv").read_text().splitlines()
-    assert seeds_lines[0].startswith("benchmark,run,dataset,model,defenses,seeds,n,clean_mean,clean_std,")
+    assert seeds_lines[0].startswith(
+        "benchmark,run,dataset,model,defenses,precision,seeds,n,clean_mean,clean_std,"
+    )
     assert len(seeds_lines) == 3
     assert "| a | 0 |" in (folder / "leaderboard.md").read_text()

@@ -9,7 +9,8 @@ import pytest
 
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import write_text
-from robustbench_sparse.runs.seals import RECORD, Seals, seal
+from robustbench_sparse.runs.names import RECORD
+from robustbench_sparse.runs.seals import Seals, seal
 
 
 def stored(folder: Path, **texts: str) -> Seals:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from attacks.base import RandomModule
 from robustbench_sparse.foundation.files import fill, load_weights, save_weights
 from robustbench_sparse.models import MODELS
-from robustbench_sparse.sparsity.counting import count_layers, count_macs, count_sparsity, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers, count_macs, count_sparsity
+from tests.helpers.zeros import zero_shares
 
 
 def ones(model: nn.Module) -> nn.Module:

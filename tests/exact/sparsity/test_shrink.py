@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks.base import NoiseOff, SampleRandom, Threat, noise_from
 from defenses import RGSM, Step
 from defenses.robust.enresnet import EnResNet, Noise
-from robustbench_sparse.certificate.checks.sparsity_records import s4
+from robustbench_sparse.certificate.checks.sparsity_records import dead_channels_change_nothing
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.runs.shrunk_file import widths_of
@@ -585,11 +585,11 @@ def dead_perceptron() -> nn.Module:
 
 
 def test_the_certificate_shrinks_by_itself() -> None:
-    finding = s4(subject(dead_perceptron()))
+    finding = dead_channels_change_nothing(subject(dead_perceptron()))
     assert finding.status == "passed"
     assert finding.measured["parameters"] == 65 * 24 + 25 * 12 + 13 * 10
     assert finding.measured["parameters left"] == 65 * 17 + 18 * 12 + 13 * 10
-    assert s4(subject(network("mlp").float())).status == "skipped"
+    assert dead_channels_change_nothing(subject(network("mlp").float())).status == "skipped"
 
 
 def test_the_certificate_catches_a_shrinker_that_drops_a_live_channel(
@@ -599,12 +599,14 @@ def test_the_certificate_catches_a_shrinker_that_drops_a_live_channel(
         "robustbench_sparse.sparsity.shrink.surgery.shrink_network",
         lambda model, example: Shrunk(cut_alive(model), {"1": (24, 23)}),
     )
-    assert s4(subject(dead_perceptron())).status == "passed"  # neuron 0 is dead there
-    assert s4(subject(network("mlp").float())).status == "failed"
+    assert (
+        dead_channels_change_nothing(subject(dead_perceptron())).status == "passed"
+    )  # neuron 0 is dead there
+    assert dead_channels_change_nothing(subject(network("mlp").float())).status == "failed"
 
 
 def test_without_torch_pruning_the_check_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    finding = s4(subject(dead_perceptron()))
+    finding = dead_channels_change_nothing(subject(dead_perceptron()))
     assert finding.status == "skipped"
     assert "pip install 'robustbench_sparse[shrink]'" in finding.done + finding.why

@@ -150,7 +150,7 @@ def test_g1_fails_on_missing_and_wrong_gradients_and_breaks_the_network(before: 
     found = run("G1", s)
     assert found.status == "failed"
     assert abs(number(found, "bpda_acc") - white(trained("relu"))) <= 0.03
-    assert (s.found.right[s.right_rows] == 0).float().mean() > 0.7  # these lower the row's number
+    assert (s.found.correct[s.correct_rows] == 0).float().mean() > 0.7  # these lower the row's number
     assert "G1" in s.found.by
 
 
@@ -217,8 +217,8 @@ def reported(net: nn.Module, share: float, n: int = 96) -> Context:
     """A row whose only attack left this share of the images."""
     plan = AttackPlan("pgd", "pgd", PGD(steps=5), Threat(eps=EPS))
     index = range(1400, 1400 + n)
-    right = [float(i < share * n) for i in range(n)]
-    table = pd.DataFrame({"index": index, "linf": 0.1, "l2": 0.5, "adv_correct": right})
+    correct = [float(i < share * n) for i in range(n)]
+    table = pd.DataFrame({"index": index, "linf": 0.1, "l2": 0.5, "adv_correct": correct})
     return Context(plans=[plan], outcomes={"pgd": table}, twin=("twin", net))
 
 

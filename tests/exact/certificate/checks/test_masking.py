@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import FGSM, PGD, Attack, SampleRandom, Threat
-from robustbench_sparse.certificate.checks import masking
-from robustbench_sparse.certificate.checks.masking import CHECKS
+from robustbench_sparse.certificate.checks import controls, masking
 from robustbench_sparse.certificate.finding import Finding
 from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.config.plan import AttackPlan
@@ -27,6 +26,7 @@ from tests.helpers.certificate_subjects import (
     trained,
 )
 
+CHECKS = (*masking.CHECKS, *controls.CHECKS)
 IDS = [check.id for check in CHECKS]
 
 
@@ -35,7 +35,7 @@ def honest(seed: int, adversarially: bool) -> Subject:
     s = subject(net)
     attacks = {"pgd": PGD(steps=50, restarts=3), "margin": PGD(steps=50, restarts=2, loss="margin")}
     plans = [AttackPlan(label, "pgd", attack, Threat(eps=EPS)) for label, attack in attacks.items()]
-    tables = {k: outcome(s, s.attack(a, f"stored {k}").right.tolist(), EPS) for k, a in attacks.items()}
+    tables = {k: outcome(s, s.attack(a, f"stored {k}").correct.tolist(), EPS) for k, a in attacks.items()}
     tables["clean"] = outcome(s, s.clean.tolist())
     twin = ("natural", trained(seed)) if adversarially else None
     return subject(net, plans=plans, outcomes=tables, twin=twin, undefended=not adversarially)

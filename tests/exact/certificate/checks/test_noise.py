@@ -126,71 +126,75 @@ def test_networks_without_noise_pass_and_skip_with_a_reason(seed: int) -> None:
 
 
 def test_undeclared_noise_fails_r1(plain: nn.Sequential) -> None:
-    found = noise.r1(subject(with_first(plain, Undeclared())))
+    found = noise.randomness_is_declared(subject(with_first(plain, Undeclared())))
     assert found.status == "failed"
     assert found.measured["random"] is True
     assert found.measured["declared"] is False
-    assert noise.r2(subject(with_first(plain, Undeclared()))).status == "skipped"
+    assert noise.batch_does_not_matter(subject(with_first(plain, Undeclared()))).status == "skipped"
 
 
 def test_r1_leaves_the_global_generator_as_it_was(plain: nn.Sequential) -> None:
     s = subject(with_first(plain, Undeclared()))
     before = torch.get_rng_state()
-    first = noise.r1(s)
+    first = noise.randomness_is_declared(s)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    assert noise.r1(s) == first  # and does not depend on where that stands
+    assert noise.randomness_is_declared(s) == first  # and does not depend on where that stands
 
 
 def test_declared_noise_passes_r1(noisy: Subject) -> None:
-    found = noise.r1(noisy)
+    found = noise.randomness_is_declared(noisy)
     assert found.status == "passed"
     assert found.measured["random"] is True
 
 
 def test_noise_scaled_by_the_batch_fails_r2(plain: nn.Sequential) -> None:
-    found = noise.r2(subject(with_first(plain, BatchScaledNoise())))
+    found = noise.batch_does_not_matter(subject(with_first(plain, BatchScaledNoise())))
     assert found.status == "failed"
     assert found.measured["alone_difference"] > 100 * found.measured["allowed"]  # type: ignore[operator]
 
 
 def test_batch_statistics_at_test_time_fail_r2(plain: nn.Sequential) -> None:
     coupled = with_first(plain, nn.BatchNorm2d(1, track_running_stats=False))
-    assert noise.r2(subject(coupled)).status == "failed"
+    assert noise.batch_does_not_matter(subject(coupled)).status == "failed"
 
 
 def test_too_few_draws_for_a_gradient_fail_r3(plain: nn.Sequential) -> None:
-    few = dataclasses.replace(QUICK, eot=2, few=64)
-    found = noise.r3(subject(with_first(plain, NoisyGradient(5)), budget=few, n=128))
+    few = dataclasses.replace(QUICK, eot=2, few=128)
+    found = noise.gradient_draws_suffice(subject(with_first(plain, NoisyGradient(5)), budget=few, n=256))
     assert found.status == "failed", found
     assert found.measured["eot"] == [1, 2, 4]
 
 
 def test_draws_shared_by_all_images_fail_r4(plain: nn.Sequential) -> None:
-    found = noise.r4(subject(nn.Sequential(plain, SharedDraw()).eval()))
+    found = noise.verdict_draws_suffice(subject(nn.Sequential(plain, SharedDraw()).eval()))
     assert found.status == "failed"
     assert found.measured["lowest_single_acc"] < 0.5 < found.measured["highest_single_acc"]  # type: ignore[operator]
 
 
 def test_noise_that_hides_gradients_fails_r5_and_r6(plain: nn.Sequential) -> None:
     s = subject(with_first(plain, NoisyGradient(100)))
-    frozen, quiet = noise.r5(s), noise.r6(s)
+    frozen, quiet = noise.known_noise_hides_nothing(s), noise.noise_off_is_no_better_guide(s)
     assert frozen.status == "failed"
     assert frozen.measured["frozen_acc"] > frozen.measured["noise_off_acc"]  # type: ignore[operator]
     assert quiet.status == "failed"
     assert quiet.measured["transfer_acc"] < quiet.measured["white_acc"]  # type: ignore[operator]
-    assert s.found.right.min() < 0.5  # what the network without noise gave away is kept
+    assert s.found.correct.min() < 0.5  # what the network without noise gave away is kept
 
 
 def test_averaging_that_finds_less_than_one_frozen_draw_fails_r5(noisy: Subject) -> None:
     s = subject(noisy.model)
     s._white = noise.Attacked(s.x.clone(), s.clean.clone())  # a white box that finds nothing
-    assert noise.r5(s).status == "failed"
+    assert noise.known_noise_hides_nothing(s).status == "failed"
 
 
 def test_noise_from_elsewhere_is_skipped_with_its_reason(plain: nn.Sequential) -> None:
     s = subject(nn.Sequential(plain, SharedDraw()).eval())
-    for run in (noise.r2, noise.r5, noise.r6):
+    for run in (
+        noise.batch_does_not_matter,
+        noise.known_noise_hides_nothing,
+        noise.noise_off_is_no_better_guide,
+    ):
         found: Finding = run(s)
         assert (found.status, found.why) == ("skipped", noise.ELSEWHERE)
 
@@ -212,7 +216,15 @@ def test_quiet_network_is_the_network_without_noise(noisy: Subject) -> None:
         torch.testing.assert_close(NoiseOff(noisy.model)(noisy.x), expected)
 
 
-@pytest.mark.parametrize("run", [noise.r1, noise.r2, noise.r5, noise.r6])
+@pytest.mark.parametrize(
+    "run",
+    [
+        noise.randomness_is_declared,
+        noise.batch_does_not_matter,
+        noise.known_noise_hides_nothing,
+        noise.noise_off_is_no_better_guide,
+    ],
+)
 def test_checks_leave_the_network_as_it_was(noisy: Subject, run: Callable[[Subject], Finding]) -> None:
     names = [name for name, _ in noisy.model.named_modules()]
     run(noisy)
@@ -221,5 +233,8 @@ def test_checks_leave_the_network_as_it_was(noisy: Subject, run: Callable[[Subje
 
 
 def test_small_batches_give_the_same_frozen_verdicts(noisy: Subject) -> None:
-    whole, parts = noise.r5(noisy), noise.r5(subject(noisy.model, batch_size=10))
+    whole, parts = (
+        noise.known_noise_hides_nothing(noisy),
+        noise.known_noise_hides_nothing(subject(noisy.model, batch_size=10)),
+    )
     assert whole.measured["frozen_acc"] == parts.measured["frozen_acc"]

@@ -170,7 +170,7 @@ def test_honest_networks_pass(seed: int, adversarial: bool) -> None:
 @pytest.mark.parametrize("how", ["backward", "grad"])
 def test_gradients_inside_the_forward_pass_fail_d1(plain: nn.Sequential, how: str) -> None:
     before = sys.getprofile()
-    found = objective.d1(subject(Pulled(plain, how)))
+    found = objective.forward_pass_takes_no_gradients(subject(Pulled(plain, how)))
     assert found.status == "failed"
     assert sys.getprofile() is before
 
@@ -182,7 +182,7 @@ def test_d1_puts_the_profiler_back_when_the_network_raises(plain: nn.Sequential)
     s, before = subject(plain), sys.getprofile()
     s.model = Around(plain, before=broken)
     with pytest.raises(RuntimeError, match="today"):
-        objective.d1(s)
+        objective.forward_pass_takes_no_gradients(s)
     assert sys.getprofile() is before
 
 
@@ -191,13 +191,13 @@ def test_losses_without_enough_classes_fail_d2(
     plain: nn.Sequential, loss: str, classes: int, status: str
 ) -> None:
     attack = APGD(loss=loss)  # type: ignore[arg-type]
-    found = objective.d2(subject(plain, attack, classes=classes))
+    found = objective.losses_fit_the_classes(subject(plain, attack, classes=classes))
     assert (found.status, found.measured["invalid"]) == (status, ["attack0"])
-    assert objective.d2(subject(plain, attack)).status == "passed"
+    assert objective.losses_fit_the_classes(subject(plain, attack)).status == "passed"
 
 
 def test_more_targets_than_classes_are_named(plain: nn.Sequential) -> None:
-    found = objective.d2(subject(plain, APGD(loss="dlr_targeted", targets=9), classes=5))
+    found = objective.losses_fit_the_classes(subject(plain, APGD(loss="dlr_targeted", targets=9), classes=5))
     assert (found.status, found.measured["targets_clipped"]) == ("passed", ["attack0"])
     assert "attack0" in found.why
 
@@ -215,13 +215,13 @@ def test_rank_correlation_is_spearmans_with_ties() -> None:
 def test_saturated_and_bounded_outputs_fail_t1(
     plain: nn.Sequential, after: Callable[[Tensor], Tensor]
 ) -> None:
-    found = objective.t1(subject(Around(plain, after=after)))
+    found = objective.loss_ranks_like_the_margin(subject(Around(plain, after=after)))
     assert found.status == "failed", found
-    assert objective.t1(subject(plain)).status == "passed"
+    assert objective.loss_ranks_like_the_margin(subject(plain)).status == "passed"
 
 
 def test_vanishing_gradients_fail_the_active_test(plain: nn.Sequential) -> None:
-    found = active_test.z1(subject(Around(plain, before=staircase)))
+    found = active_test.planted_adversarials_are_found(subject(Around(plain, before=staircase)))
     assert found.status == "failed"
     assert found.measured["found_share"] < 0.5  # type: ignore[operator]
     assert found.measured["random_found_share"] < 0.5  # type: ignore[operator]
@@ -230,9 +230,11 @@ def test_vanishing_gradients_fail_the_active_test(plain: nn.Sequential) -> None:
 
 def test_the_benchmarks_own_attack_is_the_one_under_test(plain: nn.Sequential) -> None:
     weak = PGD(steps=1, step_size=1e-3, random_start=False)
-    found = active_test.z1(subject(plain, weak))
+    found = active_test.planted_adversarials_are_found(subject(plain, weak))
     assert (found.status, found.measured["attack"]) == ("failed", "attack0")
-    strong = active_test.z1(subject(plain, weak, APGD(steps=40, loss="dlr", restarts=2), FGSM()))
+    strong = active_test.planted_adversarials_are_found(
+        subject(plain, weak, APGD(steps=40, loss="dlr", restarts=2), FGSM())
+    )
     assert (strong.status, strong.measured["attack"]) == ("passed", "attack1")
 
 
@@ -275,7 +277,7 @@ def test_networks_without_a_linear_layer_skip_the_active_test() -> None:
     s = subject(net)
     s.y = net(s.x).argmax(1)
     s.clean = torch.ones(len(s))
-    found = active_test.z1(s)
+    found = active_test.planted_adversarials_are_found(s)
     assert found.status == "skipped"
     assert "nn.Linear" in found.why
 
@@ -299,31 +301,33 @@ def test_a_loss_that_jumps_fails_i1(plain: nn.Sequential) -> None:
     def jump(x: Tensor) -> Tensor:
         return x + 0.2 * torch.sign(torch.sin(1e4 * x))
 
-    found = indicators.i1(subject(Around(plain, before=jump)))
+    found = indicators.loss_does_not_jump(subject(Around(plain, before=jump)))
     assert found.status == "failed"
     assert found.measured["ratio"] > 0.5  # type: ignore[operator]
 
 
 def test_a_steep_but_smooth_loss_passes_i1(plain: nn.Sequential) -> None:
-    found = indicators.i1(subject(Around(plain, after=lambda z: 1000 * (z - 0.9 * z.detach().mean()))))
+    found = indicators.loss_does_not_jump(
+        subject(Around(plain, after=lambda z: 1000 * (z - 0.9 * z.detach().mean())))
+    )
     assert found.status == "passed"
 
 
 def test_an_attack_that_returns_less_than_it_met_fails_i2(plain: nn.Sequential) -> None:
     s = subject(plain, Forgetful(steps=10), PGD(steps=10))
-    found = indicators.i2(s)
+    found = indicators.adversarials_met_are_returned(s)
     assert found.status == "failed"
     silent = dict(zip(found.measured["attacks"], found.measured["silent_share"], strict=True))  # type: ignore[arg-type]
     assert silent["attack0"] > 0.1
     assert silent["attack1"] == silent["certificate/ce"] == 0
-    assert (s.found.right < 0.5).sum() > 0  # what it lost is kept
+    assert (s.found.correct < 0.5).sum() > 0  # what it lost is kept
 
 
 def test_an_attack_that_stops_halfway_fails_i3(plain: nn.Sequential) -> None:
     short = PGD(steps=10, step_size=LINF.eps / 20, random_start=False, loss="margin")
-    found = indicators.i3(subject(plain, short))
+    found = indicators.attacks_have_stopped_climbing(subject(plain, short))
     assert found.status == "failed", found
-    assert indicators.i3(subject(plain, PGD(steps=40))).status == "passed"
+    assert indicators.attacks_have_stopped_climbing(subject(plain, PGD(steps=40))).status == "passed"
 
 
 def test_last_rise_is_a_share_of_the_runs_range() -> None:
@@ -335,9 +339,9 @@ def test_last_rise_is_a_share_of_the_runs_range() -> None:
 
 def test_a_stand_in_that_leads_astray_fails_i4(plain: nn.Sequential) -> None:
     good, bad = (FastNetwork(plain, precision="fp32") for _ in range(2))
-    assert indicators.i4(subject(plain, stand_in=good)).status == "passed"
+    assert indicators.stand_in_is_a_good_surrogate(subject(plain, stand_in=good)).status == "passed"
     bad.twin = Around(bad.twin, before=staircase)
-    found = indicators.i4(subject(plain, stand_in=bad))
+    found = indicators.stand_in_is_a_good_surrogate(subject(plain, stand_in=bad))
     assert found.status == "failed"
     assert found.measured["direct_acc"] < found.measured["stand_in_acc"]  # type: ignore[operator]
 
@@ -345,7 +349,7 @@ def test_a_stand_in_that_leads_astray_fails_i4(plain: nn.Sequential) -> None:
 def test_i4_reports_transfer_from_the_twin(plain: nn.Sequential) -> None:
     s = subject(plain, stand_in=FastNetwork(plain, precision="bf16"))
     s.context = dataclasses.replace(s.context, twin=("other", trained("relu", 1)))
-    found = indicators.i4(s)
+    found = indicators.stand_in_is_a_good_surrogate(s)
     assert found.status == "passed"
     assert 0 <= found.measured["twin_transfer_acc"] <= 1  # type: ignore[operator]
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from attacks.base import Threat
 from defenses import ADMM, Step
 from robustbench_sparse.sparsity.claims import against_asked
-from robustbench_sparse.sparsity.counting import count_layers, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers
+from tests.helpers.zeros import zero_shares
 
 X = torch.rand(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(3, (16,), generator=torch.Generator().manual_seed(2))

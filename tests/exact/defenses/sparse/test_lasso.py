@@ -14,8 +14,9 @@ from defenses import CLIP, PGDAT, EnResNet, GroupLasso, HoldZeros, Lasso, chosen
 from robustbench_sparse.models.lenet import LeNet
 from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
-from robustbench_sparse.sparsity.counting import count_layers, count_sparsity, zero_shares
+from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
 from tests.helpers.pruning_steps import IMAGES, OPTIMISERS, begin, lived, train
+from tests.helpers.zeros import zero_shares
 
 
 def pair() -> nn.Module:

@@ -14,7 +14,7 @@ from defenses import PGDAT, RVSCGD, RVSM, Defense, EnResNet, Step
 from defenses.regularisers import make_regulariser
 from defenses.sparse.one_layer import BinaryReLU
 from defenses.sparse.target_sparsity import steered
-from robustbench_sparse.sparsity.counting import zero_shares
+from tests.helpers.zeros import zero_shares
 
 X = torch.rand(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(3, (16,), generator=torch.Generator().manual_seed(2))

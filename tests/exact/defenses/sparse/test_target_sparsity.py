@@ -19,7 +19,7 @@ from defenses.sparse.sparse_init import sparse_init
 from defenses.sparse.target_sparsity import steered
 from robustbench_sparse.config.sparse_optimizers import AdaBreg, SparseOptimiserSpec
 from robustbench_sparse.config.sparse_optimizers import LinBreg as LinBregSpec
-from robustbench_sparse.sparsity.counting import zero_shares
+from tests.helpers.zeros import zero_shares
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer | None, **sparsity: float | None) -> Step:

@@ -1,0 +1,54 @@
+"""What everything in a benchmark's folder is called; ``docs/results_format.md`` says what is in it.
+
+No other module spells these names. They are relative to the benchmark's folder, or to a run's, with ``/`` between, as
+the run's record of its files has them.
+"""
+
+from __future__ import annotations
+
+# In a benchmark's folder.
+BENCHMARK = "benchmark.json"
+LEADERBOARD, LEADERBOARD_SEEDS, LEADERBOARD_TEXT = (
+    "leaderboard.csv",
+    "leaderboard_seeds.csv",
+    "leaderboard.md",
+)
+RUNS = "runs"
+
+# In a run's folder.
+RUN = "run.json"
+ENVIRONMENT = "environment.json"
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.csv"
+LAYERS = "layers.csv"
+WEIGHTS = "model.safetensors"
+LAST = "last.safetensors"  # the last epoch's network, where another was chosen
+TRAINING = "training.json"
+SPARSITY = "sparsity.json"
+SPEED = "speed.json"
+RECORD = "files.json"
+OUTCOMES = "outcomes"
+CLEAN = "clean"  # the outcome that no attack was made for
+TRAINED = (HISTORY, LAYERS, WEIGHTS, LAST, TRAINING)  # what training leaves
+
+# Of a certificate; what is hidden is a state that a killed examination goes on from.
+CERTIFICATE = "certificate/certificate.json"
+FOUND = "certificate/found.csv"
+ADVERSARIALS = "certificate/adversarials.safetensors"
+CERTIFIED = (CERTIFICATE, FOUND, ADVERSARIALS)
+EXAMINING = "certificate/.parts"
+
+
+def verdicts(label: str) -> str:
+    """An outcome's table, one line per image."""
+    return f"{OUTCOMES}/{label}.csv"
+
+
+def account(label: str) -> str:
+    """How an outcome came about."""
+    return f"{OUTCOMES}/{label}.json"
+
+
+def parts(label: str) -> str:
+    """The folder of an outcome's batches while it is being made."""
+    return f"{OUTCOMES}/.{label}.parts"

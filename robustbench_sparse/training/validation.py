@@ -1,0 +1,88 @@
+"""The validation part: how often a deployed network is right on it, and which epoch is kept for that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from attacks import IFGSM
+from attacks.base import GeneratorNoise, SampleRandom, Threat, noise_from
+from robustbench_sparse.config.schema import Selection
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.engine.fast import FastNetwork
+from robustbench_sparse.foundation.streams import Streams
+from robustbench_sparse.runs.trained import Trained
+
+ATTACK = IFGSM(steps=10, keep="last")
+ATTACKED = 1000  # images at most: a choice among epochs needs no more, and must not cost what training does
+_BATCH = 512
+
+
+class Validation:
+    """Measures deployed networks on the validation part.
+
+    Args:
+        data: holds it; it may be empty.
+        threat: the benchmark's, in which it is attacked.
+        streams: the run's; noise and random starts come from ``validation``.
+    """
+
+    def __init__(self, data: PreparedData, threat: Threat, streams: Streams) -> None:
+        self.data, self.threat, self.streams = data, threat, streams
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Share of clean images classified correctly; nan where there are none."""
+        return self._share(network, network, self.data.count("val"), attacked=False)
+
+    def adversarial_accuracy(self, network: nn.Module, stand_in: FastNetwork | None = None) -> float:
+        """The same under ``ATTACK``, on the first ``ATTACKED`` images.
+
+        Args:
+            network: judges.
+            stand_in: a copy that is attacked in its place.
+        """
+        count = min(self.data.count("val"), ATTACKED)
+        return self._share(network, stand_in or network, count, attacked=True)
+
+    def _share(self, network: nn.Module, climbed: nn.Module, count: int, *, attacked: bool) -> float:
+        noise = self.streams.get("validation")
+        correct = seen = 0
+        for x, y, _ in self.data.ordered("val", _BATCH):
+            x, y = x[: count - seen], y[: count - seen]
+            if attacked:
+                x = ATTACK(climbed, x, y, self.threat, SampleRandom.spawn(noise, len(y)))
+            with torch.no_grad(), noise_from(network, GeneratorNoise(noise)):
+                correct += int((network(x).argmax(1) == y).sum())
+            seen += len(y)
+            if seen >= count:
+                break
+        return correct / seen if seen else math.nan
+
+
+def keep(
+    trained: Trained,
+    rule: Selection,
+    after: int,
+    score: float,
+    facts: Mapping[str, float],
+    network: nn.Module,
+) -> None:
+    """Keep this epoch's network where the rule chooses it over those before; the last one is kept beside it.
+
+    Args:
+        trained: what is kept.
+        rule: ``last`` takes every epoch, the others one with a higher score than any before.
+        after: the first epoch that may be chosen.
+        score: this epoch's.
+        facts: stage, epoch, accuracies and sparsities.
+        network: the deployed one.
+    """
+    weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+    about = {**facts, "score": score}
+    trained.last, trained.last_weights = about, weights
+    best = trained.selected.get("score", -math.inf)
+    if rule == "last" or (facts["epoch"] >= after and score > best):
+        trained.selected, trained.weights = about, weights

@@ -1,0 +1,179 @@
+"""A benchmark at work: each of its rows trained, judged with its relatives, and certified."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import filelock
+
+from robustbench_sparse.config.plan import Plan, RunPlan
+from robustbench_sparse.data.base import Dataset
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation.errors import UserError, contained
+from robustbench_sparse.foundation.files import write_json
+from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.judging.relatives import Relative, Relatives, parent_of, twin_of
+from robustbench_sparse.models.build import on_device
+from robustbench_sparse.runs import names, variants
+from robustbench_sparse.runs.folder import RunFolder, locate
+from robustbench_sparse.runs.manifest import manifest_of
+from robustbench_sparse.training.trainer import Trainer
+from robustbench_sparse.verdict import judge_network
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What every row of a benchmark shares.
+
+    Attributes:
+        folder: the benchmark's, held by this process or the one that started it.
+        plan: the checked config.
+        chosen: the runs that are worked on.
+        dataset, data: as loaded, and as cut and moved.
+        show: where progress goes.
+        locks: a folder for the locks of rows that are worked on side by side; None where one process does all.
+    """
+
+    folder: Path
+    plan: Plan
+    chosen: Sequence[RunPlan]
+    dataset: Dataset
+    data: PreparedData
+    show: Show
+    locks: Path | None = None
+
+    def rows(self) -> list[tuple[RunPlan, int]]:
+        """The runs to work on with their seeds, in order."""
+        return [(run, seed) for seed in self.plan.config.seeds for run in self.chosen]
+
+    def describe(self) -> None:
+        """Write what the leaderboard is made by."""
+        rows = [
+            {"run_id": self.place(run, seed).run_id, "run": run.label, "seed": seed}
+            for run in self.plan.runs
+            for seed in self.plan.config.seeds
+        ]
+        write_json(self.folder / names.BENCHMARK, manifest_of(self.plan, self.dataset, rows))
+
+    def run(self, run: RunPlan, seed: int) -> None:
+        """Train and judge a row, as far as that is not done yet."""
+        place = self.place(run, seed)
+        self._train(run, place)
+        self._judge(run, place)
+
+    def place(self, run: RunPlan, seed: int) -> RunFolder:
+        """The row's folder."""
+        return locate(self.folder, self.plan, run, seed, self.dataset)
+
+    @cached_property
+    def _by_label(self) -> dict[str, RunPlan]:
+        return {run.label: run for run in self.plan.runs}
+
+    def _title(self, place: RunFolder) -> str:
+        return f"{place.label} s{place.seed}" if len(self.plan.config.seeds) > 1 else place.label
+
+    # Training -------------------------------------------------------------------------------------------
+
+    def _train(self, run: RunPlan, place: RunFolder) -> None:
+        with self._alone(place):
+            if place.training() is not None:
+                # Of a process that was killed once training was stored.
+                place.checkpoint.unlink(missing_ok=True)
+            elif not self._adopted(place):
+                self._train_anew(run, place)
+
+    def _alone(self, place: RunFolder) -> AbstractContextManager[object]:
+        """Hold a row's training: a row that needs another one waits for the process that trains it."""
+        if self.locks is None:
+            return contextlib.nullcontext()
+        return filelock.FileLock(self.locks / f"{place.run_id}.lock")
+
+    def _adopted(self, place: RunFolder) -> bool:
+        device, title = self.data.device, self._title(place)
+        if place.adopt(variants.siblings(self.folder), device):
+            self.show.note(f"{title}: trained already, in another table of this benchmark")
+            return True
+        if place.adopt_last(device):
+            self.show.note(f"{title}: trained already, as a row that keeps another epoch")
+            return True
+        return False
+
+    def _train_anew(self, run: RunPlan, place: RunFolder) -> None:
+        title = self._title(place)
+        for name in variants.changed_code(self.folder, place.facts["record"], run.label, place.seed):
+            self.show.note(f"{title}: the code of {name} has changed since it was trained: trained anew")
+        place.prepare(self.data.device)
+        threat = self.plan.threat
+        trainer = Trainer(run, self.data, threat, place.seed, place.checkpoint, self.show, title)
+        with contained(f"runs.{title}: training"):
+            trained = trainer.train()
+        place.store(trained)
+
+    # Judging --------------------------------------------------------------------------------------------
+
+    def _judge(self, run: RunPlan, place: RunFolder) -> None:
+        training = place.training()
+        assert training is not None
+        if training["status"] != "complete":
+            self.show.note(f"{run.label}: {training['status']}: {training['reason']}")
+            return
+        kin = self._relatives(run, place.seed)
+        model = place.network(**self._images)
+        counts = place.counts() or place.count(model, self.data.channels, self.data.size)
+        if counts.get("refused"):
+            self.show.note(f"{run.label}: refused: {counts['refused']}")
+            return
+        judge_network(
+            on_device(model, self.data.device),
+            place,
+            self.plan,
+            self.data,
+            self.show,
+            # The run's id names the code that builds the network from its weights.
+            identity=f"{training['weights_sha256']}/{self.dataset.fingerprint}/{place.run_id}",
+            title=self._title(place),
+            kin=kin,
+        )
+
+    @property
+    def _images(self) -> dict[str, int]:
+        return {"channels": self.data.channels, "size": self.data.size, "classes": self.data.classes}
+
+    def _relatives(self, run: RunPlan, seed: int) -> Relatives:
+        """The row's relatives. One that is worked on anyway is trained first; another takes part if it is there."""
+        return Relatives(
+            twin=self._known(twin_of(self.plan, run), seed),
+            undefended=not run.defenses and not run.sparsifies,
+            parent=self._known(parent_of(self.plan, run), seed),
+            find=lambda source: self._find(source, seed),
+            seeds=len(self.plan.config.seeds),
+        )
+
+    def _known(self, label: str | None, seed: int) -> Relative | None:
+        if label is None or self.plan.config.evaluation.certificate == "off":
+            return None
+        run = self._by_label[label]
+        training = self.place(run, seed).training()
+        there = training is not None and training["status"] == "complete"
+        return self._find(label, seed) if there or (training is None and run in self.chosen) else None
+
+    def _find(self, source: str, seed: int) -> Relative:
+        """A row by its label, trained first if it has to be, or a run by its folder."""
+        run = self._by_label.get(source)
+        place = RunFolder.at(Path(source)) if run is None else self.place(run, seed)
+        if run is not None:
+            self._train(run, place)
+        training = place.training()
+        if training is None or training["status"] != "complete":
+            raise UserError(f"runs.{source}: not trained to the end, so nothing can be made on it")
+        place.check_weights()
+        return Relative(
+            source,
+            lambda: on_device(place.network(**self._images), self.data.device),
+            training["weights_sha256"],
+        )

@@ -1,0 +1,173 @@
+"""Rows side by side: the numbers of one process, errors as lines, and nothing that outlives the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from robustbench_sparse import run_benchmark
+from robustbench_sparse.config.load import resolve
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.progress import Silent
+from robustbench_sparse.workers import jobs_for
+from tests.helpers.small import small
+
+pytestmark = pytest.mark.slow
+TIMES = ["train_seconds", "eval_seconds"]
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    raw = small(
+        threads=1,
+        model={"name": "mlp", "hidden": [8]},
+        runs={
+            "natural": {},
+            "robust": {"defenses": [{"name": "pgd_at", "steps": 2}]},
+            "lasso": {"defenses": ["lasso"]},
+        },
+        seeds=[0, 1],
+        attacks={"fgsm": "fgsm", "borrowed": {"name": "transfer", "source": "natural", "steps": 2}},
+    )  # fmt: skip
+    raw["evaluation"] = {"limit": 20, "certificate": "quick"}
+    raw["train"]["epochs"] = 2
+    del raw["train"]["schedule"]
+    return {**raw, **changes}
+
+
+class Heard(Silent):
+    """Remembers the titles of the bars."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> Any:
+        self.titles.append(title)
+        return super().start(title, total, unit, done)
+
+
+def test_the_numbers_are_those_of_one_process(tmp_path: Path) -> None:
+    alone = run_benchmark(tiny(), out=tmp_path / "one", jobs=1)
+    heard = Heard()
+    together = run_benchmark(tiny(), out=tmp_path / "two", jobs=2, show=heard)
+    assert together["status"].tolist() == ["ok"] * 6
+    pd.testing.assert_frame_equal(alone.drop(columns=TIMES), together.drop(columns=TIMES))
+    assert {"natural s0 train", "lasso s1 fgsm", "robust s0 certificate"} <= set(heard.titles)
+    for path in sorted((tmp_path / "one").rglob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+    # A row that another one needed was trained by one of them alone.
+    assert heard.titles.count("natural s0 train") == 1
+    assert not list((tmp_path / "two").rglob("*.lock")) or {p.name for p in tmp_path.rglob("*.lock")} == {
+        ".lock"
+    }
+
+
+def test_how_many_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert jobs_for(resolve(tiny()), 6, "cpu") == 6
+    assert jobs_for(resolve(tiny(threads=3)), 6, "cpu") == 2
+    assert jobs_for(resolve(tiny(threads=16)), 6, "cpu") == 1
+    assert jobs_for(resolve(tiny(threads=None)), 6, "cpu") == 1
+    assert jobs_for(resolve(tiny()), 6, "cuda") == 1
+
+
+def test_several_processes_need_to_know_their_threads(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--jobs 2: expected `threads:` in the config"):
+        run_benchmark(tiny(threads=None), out=tmp_path, jobs=2)
+
+
+def test_an_error_in_a_row_is_a_line_and_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom defenses.base import Defense\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Fails(Defense):\n"
+        "    def perturb(self, s):\n        print('not a report')\n        raise RuntimeError('as it\\nwas meant')\n"
+    )
+    config = tmp_path / "b.yaml"
+    config.write_text(
+        yaml.safe_dump(tiny(runs={"a": {"defenses": ["mine:Fails"]}, "b": {}}, attacks={"f": "fgsm"}))
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "robustbench_sparse",
+        "run",
+        str(config),
+        "--out",
+        str(tmp_path),
+        "--jobs",
+        "2",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line == "error: RuntimeError: as it was meant"
+
+
+def _workers() -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"robustbench_sparse.workers" in path.read_bytes():
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_kill_9_takes_the_workers_along_and_costs_no_number(tmp_path: Path) -> None:
+    config = tmp_path / "b.yaml"
+    raw = tiny(evaluation={"limit": 40}, seeds=[0])
+    raw["train"]["epochs"] = 30
+    config.write_text(yaml.safe_dump(raw))
+    before = _workers()
+    words = [sys.executable, "-m", "robustbench_sparse", "run", str(config), "-q", "--jobs", "2", "--out"]
+    process = subprocess.Popen(
+        [*words, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut").glob("small/runs/*/checkpoint.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    mine = _workers() - before
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while _workers() & mine:
+        assert time.monotonic() < deadline, "a worker outlives the command"
+        time.sleep(0.05)
+    for out in ("cut", "whole"):
+        subprocess.run([*words, str(tmp_path / out)], check=True, capture_output=True)
+    cut, whole = (
+        pd.read_csv(tmp_path / out / "small" / "leaderboard.csv", dtype=str) for out in ("cut", "whole")
+    )
+    pd.testing.assert_frame_equal(cut.drop(columns=TIMES), whole.drop(columns=TIMES))
+
+
+def test_best_and_last_epoch_come_from_one_training(tmp_path: Path) -> None:
+    at = {"defenses": [{"name": "pgd_at", "steps": 2}]}
+    heard = Heard()
+    raw = tiny(
+        runs={"chosen": at, "last": {**at, "train": {"selection": "last"}}},
+        attacks={"fgsm": "fgsm"}, seeds=[2], evaluation={"limit": 40},
+    )  # fmt: skip
+    raw["train"]["epochs"], raw["train"]["optimizer"]["lr"] = 5, 0.5  # so that the last epoch is not the best
+    table = run_benchmark(raw, out=tmp_path, show=heard, jobs=1).set_index("run")
+    assert table["status"].tolist() == ["ok", "ok"]
+    assert [t for t in heard.titles if t.endswith("train")] == ["chosen train"]
+    alone = run_benchmark({**raw, "runs": {"last": raw["runs"]["last"]}}, out=tmp_path / "alone", jobs=1)
+    for column in ("clean", "fgsm", "worst", "train_accuracy"):
+        assert alone[column].iloc[0] == table.loc["last", column]
+    history = pd.read_csv(next(tmp_path.glob("small/runs/chosen-*/history.csv")))
+    best = history["val_adversarial_accuracy"].idxmax()
+    assert best != len(history) - 1, "or the test shows nothing"
+    assert table.loc["chosen", "train_accuracy"] == pytest.approx(history["train_accuracy"][best])
+    assert table.loc["last", "train_accuracy"] == pytest.approx(history["train_accuracy"].iloc[-1])
