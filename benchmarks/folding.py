@@ -17,7 +17,7 @@ import pandas as pd
 from robustbench_sparse.config.columns import COUNTS, SPARSITIES
 from robustbench_sparse.foundation.files import write_json
 from robustbench_sparse.foundation.paired import ranks
-from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.seals import seal
 
 THREAT = {"norm": "linf", "eps": 0.1}
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = make(Path(temporary) / "made", options.rows, options.images, options.attacks)
         size = f"{options.rows} rows x {options.images} images x {options.attacks} attacks"
-        print(f"fold of {size}: {seconds(lambda: fold(folder)):.2f} s")
+        print(f"fold of {size}: {seconds(lambda: tabulate(folder)):.2f} s")
         if options.profile:
             with cProfile.Profile() as profile:
-                fold(folder)
+                tabulate(folder)
             pstats.Stats(profile).sort_stats("cumulative").print_stats(30)
     return 0
 

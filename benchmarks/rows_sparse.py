@@ -1,4 +1,4 @@
-"""What sparse optimisers and RVSM add to a whole training step, and what a shrunk network saves."""
+"""What sparse optimizers and RVSM add to a whole training step, and what a shrunk network saves."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-3)
 
 
-def optimisers(bench: Bench, budget: float) -> list[Line]:
+def optimizers(bench: Bench, budget: float) -> list[Line]:
     """LinBreg and ProxSGD beside torch's SGD, AdaBreg beside its Adam: whole steps, in turn."""
     sides: dict[str, Build] = {
         "LinBreg": _linbreg, "ProxSGD": _proxsgd, "SGD": sgd, "AdaBreg": _adabreg, "Adam": _adam

@@ -20,7 +20,7 @@ Build = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """The papers' optimiser."""
+    """The papers' optimizer."""
     return torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
 
 
@@ -31,7 +31,7 @@ class Stepper:
         bench: holds the network that every step starts from.
         x, y: the minibatch of every step.
         defense: whose hooks run; none for a plain step.
-        build: makes the optimiser.
+        build: makes the optimizer.
     """
 
     def __init__(

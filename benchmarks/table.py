@@ -46,7 +46,7 @@ ROWS: dict[str, Row] = {
     "ensemble": Row(rows_ensemble.ensemble, 40),
     "rgsm-step": Row(rows_rgsm.step, 25),
     "rgsm-update": Row(rows_rgsm.update, 10),
-    "sparse-optimisers": Row(rows_sparse.optimisers, 60),
+    "sparse-optimizers": Row(rows_sparse.optimizers, 60),
     "rvsm-step": Row(rows_sparse.rvsm, 40),
     "shrunk": Row(rows_sparse.shrunk, 60),
     "mlp-epoch": Row(rows_start.mlp_epoch, 40),

@@ -15,7 +15,7 @@ from benchmarks.timing import clock
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.config.plan import RunPlan
 from robustbench_sparse.data import PreparedData
-from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.training.trainer import Trainer
 
 THREAT = Threat(norm="linf", eps=8 / 255)
@@ -40,7 +40,7 @@ def train(
     run: RunPlan,
     data: PreparedData,
     seed: int,
-    show: Show | None = None,
+    show: Progress | None = None,
     start: Callable[[nn.Module], object] | None = None,
 ) -> nn.Module:
     """Train with our trainer; the deployed network in the plain memory layout, in eval mode.

@@ -5,18 +5,12 @@ from __future__ import annotations
 from defenses.base import (
     Asked,
     Defense,
-    ImageSource,
     Log,
     Make,
     Step,
-    chosen_weights,
-    conv_weights,
-    frozen_statistics,
-    overrides,
     prunable,
 )
 from defenses.regularisers import (
-    GROUP_REGULARISERS,
     L0,
     L1,
     REGULARISERS,
@@ -30,11 +24,9 @@ from defenses.regularisers import (
     TransformedL1,
     Zero,
     make_regulariser,
-    prox_many,
 )
 from defenses.robust.broken import Broken
 from defenses.robust.clip import CLIP
-from defenses.robust.controller import Controlled
 from defenses.robust.enresnet import EnResNet, Ensemble
 from defenses.robust.pgd_at import PGDAT
 from defenses.robust.spectral_penalty import SpectralPenalty
@@ -51,7 +43,6 @@ from defenses.sparse.rgsm import RGSM
 from defenses.sparse.rvscgd import RVSCGD
 from defenses.sparse.rvsm import RVSM
 from defenses.sparse.sparse_init import SparseInit, sparse_init
-from defenses.sparse.splitting import Splitting
 from defenses.sparse.target_sparsity import TargetSparsity
 
 DEFENSES: dict[str, type[Defense]] = {
@@ -77,7 +68,6 @@ __all__ = [
     "ADMM",
     "CLIP",
     "DEFENSES",
-    "GROUP_REGULARISERS",
     "L0",
     "L1",
     "PGDAT",
@@ -88,14 +78,12 @@ __all__ = [
     "AdaBreg",
     "Asked",
     "Broken",
-    "Controlled",
     "Defense",
     "EnResNet",
     "Ensemble",
     "GroupL0",
     "GroupLasso",
     "HoldZeros",
-    "ImageSource",
     "L1FilterPrune",
     "L1Nonnegative",
     "Lasso",
@@ -111,17 +99,11 @@ __all__ = [
     "SparseGroupLasso",
     "SparseInit",
     "SpectralPenalty",
-    "Splitting",
     "Step",
     "TargetSparsity",
     "TransformedL1",
     "Zero",
-    "chosen_weights",
-    "conv_weights",
-    "frozen_statistics",
     "make_regulariser",
-    "overrides",
-    "prox_many",
     "prunable",
     "sparse_init",
 ]

@@ -57,13 +57,13 @@ class Step:
 
     Attributes:
         model: the network in training.
-        optimizer: the stage's optimiser; not yet built when ``begin`` is called.
+        optimizer: the stage's optimizer; not yet built when ``begin`` is called.
         threat: the benchmark's threat, the default of defenses that attack.
         generator: this defense's own random stream.
         images: draws further training or validation images.
         stage: number of the stage, from 0.
         epoch: number of the epoch within its stage, from 0; ``epochs`` is the stage's length.
-        step: number of optimiser steps taken in this run so far.
+        step: number of optimizer steps taken in this run so far.
         steps_per_epoch: minibatches of one epoch.
         x: the minibatch of images trained on, (B, C, H, W) in [0, 1]; y: its labels, (B,).
         lr: learning rate of the current step.
@@ -119,7 +119,7 @@ class Defense:
     def check_stage(self, s: Step) -> None:
         """Raise ValueError when this defense cannot work in such a stage; asked before anything trains.
 
-        Set in ``s`` are the network and the optimiser (their weights may be on "meta"), threat, stage, epochs and
+        Set in ``s`` are the network and the optimizer (their weights may be on "meta"), threat, stage, epochs and
         steps per epoch; ``val_accuracy`` is a number where there is a validation part, and else NaN.
         """
 
@@ -128,7 +128,7 @@ class Defense:
         return make
 
     def begin(self, s: Step) -> None:
-        """A stage starts; the optimiser is not built yet. Allocate memory here, sparsify, prune.
+        """A stage starts; the optimizer is not built yet. Allocate memory here, sparsify, prune.
 
         A run that resumes calls this too, then puts weights, random streams and memory back to their saved
         state: what is bound to the model or to ``s`` here (a noise source) need not be saved.
@@ -146,10 +146,10 @@ class Defense:
         return None
 
     def before_step(self, s: Step) -> None:
-        """Gradients are there, the optimiser has not stepped yet."""
+        """Gradients are there, the optimizer has not stepped yet."""
 
     def after_step(self, s: Step) -> None:
-        """The optimiser has stepped. Runs without gradients."""
+        """The optimizer has stepped. Runs without gradients."""
 
     def end_epoch(self, s: Step) -> Log:
         """Accuracies are fresh. Runs without gradients; returns numbers for the history."""

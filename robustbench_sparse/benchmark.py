@@ -1,4 +1,4 @@
-"""From a config to a leaderboard: train what is missing, judge what is missing, fold the table."""
+"""From a config to a leaderboard: train what is missing, judge what is missing, write the table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.devices import choose_device, cpu_threads
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist
 from robustbench_sparse.foundation.files import locked
-from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import variants
 from robustbench_sparse.runs.manifest import check_run_folder
@@ -28,7 +28,7 @@ from robustbench_sparse.training.preflight import check_runs
 from robustbench_sparse.workers import Request, jobs_for, run_rows
 from robustbench_sparse.workspace import Workspace
 
-FOLDING_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as folding it
+TABLE_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as making it
 
 
 def run_benchmark(
@@ -44,7 +44,7 @@ def run_benchmark(
     variant: str | None = None,
     replace: bool = False,
     jobs: int | None = None,
-    show: Show | None = None,
+    show: Progress | None = None,
 ) -> pd.DataFrame:
     """Train what is missing, evaluate what is missing, write and return the leaderboard.
 
@@ -108,7 +108,7 @@ def run_benchmark(
             if began >= due:
                 with contextlib.suppress(UserError):  # a row to come may need mending first
                     tables.write(folder)
-                due = time.monotonic() + FOLDING_SHARE * (time.monotonic() - began)
+                due = time.monotonic() + TABLE_SHARE * (time.monotonic() - began)
         return tables.write(folder)
 
 

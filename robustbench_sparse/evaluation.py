@@ -26,7 +26,7 @@ from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, contained, one_line
 from robustbench_sparse.foundation.files import locked, write_json
 from robustbench_sparse.foundation.intervals import wilson
-from robustbench_sparse.foundation.progress import Show, Silent
+from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.folder import RunFolder
@@ -58,7 +58,7 @@ def evaluate(
     changes: Sequence[str] = (),
     expect_clean: float | None = None,
     trust_plugins: Sequence[str] = (),
-    show: Show | None = None,
+    show: Progress | None = None,
 ) -> pd.DataFrame:
     """Judge one network: a run's folder, a shrunk network's file, a factory ``package.module:function``, or an
     ``nn.Module``.

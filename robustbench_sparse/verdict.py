@@ -14,9 +14,9 @@ from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.autotune import Speed, for_attacks, recorded
 from robustbench_sparse.foundation.errors import contained
-from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.foundation.streams import derive
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.judging.relatives import Relatives
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
@@ -27,7 +27,7 @@ def judge_network(
     place: RunFolder,
     plan: Plan,
     data: PreparedData,
-    show: Show,
+    show: Progress,
     *,
     identity: str,
     title: str,
@@ -61,13 +61,13 @@ def judge_network(
     asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
     with contained(f"{title}: measuring its speed"):
         speed = recorded(place.speed, asked, choose)
-    protocol = Protocol(
+    settings = JudgeSettings(
         seed=derive(place.seed, "evaluation"),
         batch_size=speed.batch_size,
         draws=c.draws,
         precision=speed.precision,
     )
-    judge = Judge(model, data, place.path, protocol, identity, show, title)
+    judge = Judge(model, data, place.path, settings, identity, show, title)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
     done = judge.all_done(attacks) and examination.is_done()
     if gate is not None or not done:

@@ -26,7 +26,7 @@ from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.devices import choose_device, cpu_threads
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.progress import Show, Task
+from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.runs.manifest import table_of
 from robustbench_sparse.workspace import Workspace
 
@@ -113,7 +113,7 @@ def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
     """
     table = json.loads(json.dumps(table_of(work.plan)))
     events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
-    rows = iter(work.rows())
+    rows = iter(work.longest_first())
     with tempfile.TemporaryDirectory() as locks:
         start = {"request": asdict(replace(request, locks=locks)), "table": table}
         workers = [_Worker(number, start, events) for number in range(jobs)]
@@ -142,7 +142,7 @@ def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
 
 
 def _display(
-    show: Show, bars: dict[tuple[int, int], Task], number: int, kind: str, event: Mapping[str, Any]
+    show: Progress, bars: dict[tuple[int, int], Task], number: int, kind: str, event: Mapping[str, Any]
 ) -> None:
     if kind == "note":
         show.note(event["text"])

@@ -11,19 +11,24 @@ from pathlib import Path
 
 import filelock
 
+from attacks.base import is_stochastic
 from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.errors import UserError, contained
 from robustbench_sparse.foundation.files import write_json
-from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.judging.relatives import Relative, Relatives, parent_of, twin_of
-from robustbench_sparse.models.build import on_device
+from robustbench_sparse.models.build import build_network, on_device
 from robustbench_sparse.runs import names, variants
-from robustbench_sparse.runs.folder import RunFolder, locate
+from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import manifest_of
+from robustbench_sparse.runs.record import locate
+from robustbench_sparse.sparsity.counting import count_macs
 from robustbench_sparse.training.trainer import Trainer
 from robustbench_sparse.verdict import judge_network
+
+RANDOM_PASSES = 10  # averaged over, about, wherever a fixed network takes one
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,24 @@ class Workspace:
     chosen: Sequence[RunPlan]
     dataset: Dataset
     data: PreparedData
-    show: Show
+    show: Progress
     locks: Path | None = None
 
     def rows(self) -> list[tuple[RunPlan, int]]:
         """The runs to work on with their seeds, in order."""
         return [(run, seed) for seed in self.plan.config.seeds for run in self.chosen]
+
+    def longest_first(self) -> list[tuple[RunPlan, int]]:
+        """The same rows, those first that are likely to take longest: so that the last ones fill up what is left."""
+        return sorted(self.rows(), key=lambda row: self._work(row[0]), reverse=True)
+
+    def _work(self, run: RunPlan) -> float:
+        """A guess: the multiplications of a pass, times the passes of training and, of a random network, of judging."""
+        defenses = [d.build() for d in run.defenses]
+        model = build_network(run.model, defenses, **self._images, seed=0)
+        passes = sum(s.config.epochs for s in run.stages) * (3 + 2 * sum(d.passes for d in defenses))
+        judging = RANDOM_PASSES if is_stochastic(model) else 1
+        return count_macs(model, self.data.channels, self.data.size) * passes * judging
 
     def describe(self) -> None:
         """Write what the leaderboard is made by."""

@@ -1,1 +1,1 @@
-"""Methods that make networks sparse: splittings, Bregman and proximal optimisers, pruning, and their controllers."""
+"""Methods that make networks sparse: splittings, Bregman and proximal optimizers, pruning, and their controllers."""

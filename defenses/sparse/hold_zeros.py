@@ -14,7 +14,7 @@ from defenses.sparse.masks import Masked
 class HoldZeros(Masked):
     """Weights that are zero when the stage begins stay zero while the others are trained on.
 
-    For the stage after one that made zeros, with any optimiser. A dense network has nothing to hold, and this
+    For the stage after one that made zeros, with any optimizer. A dense network has nothing to hold, and this
     is natural training.
 
     Args:

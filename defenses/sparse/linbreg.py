@@ -22,7 +22,7 @@ class LinBreg(BregmanOptimizer):
     2 / (delta L), L the Lipschitz constant of its gradient (Theorem 2).
 
     Args:
-        params: as for every optimiser of torch.
+        params: as for every optimizer of torch.
         lr: tau, the learning rate, >= 0.
         lam: lambda, the weight of R, >= 0.
         regulariser: R: an object, its name or its entry; None for no regularisation.

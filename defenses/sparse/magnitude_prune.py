@@ -36,7 +36,7 @@ class MagnitudePrune(Masked):
         rounds: pruned at once (1) or in so many steps.
         every: epochs from one round to the next, >= 1.
         start: epochs trained before the first round; 0 prunes when the stage begins.
-        rewind: ``start`` puts all parameters, batch-norm statistics and the optimiser back to what they were when
+        rewind: ``start`` puts all parameters, batch-norm statistics and the optimizer back to what they were when
             the stage began, after every round, so that what is left is trained anew (the lottery ticket);
             ``none`` fine-tunes. The learning rate goes on as scheduled.
     """

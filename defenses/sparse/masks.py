@@ -46,7 +46,7 @@ def smallest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
 class Masked(Defense):
     """Base of what holds zeros: ``keep`` is called once they are chosen, and from then on they stay.
 
-    Held after every step of any optimiser, one that computes the weights afresh from variables of its own
+    Held after every step of any optimizer, one that computes the weights afresh from variables of its own
     included. Their gradients are held at 0, too: momentum and mirror variables of a pruned weight would pile up
     and, where a regulariser couples the weights of a group, weigh on those that are left.
 

@@ -20,7 +20,7 @@ class ProxSGD(SparseOptimizer):
     (1 - beta) lam. What the map takes off is taken out of the velocity too, so a weight at 0 has none.
 
     Args:
-        params: as for every optimiser of torch.
+        params: as for every optimizer of torch.
         lr: tau, the learning rate, > 0.
         lam: lambda, the weight of R, >= 0.
         regulariser: R: an object, its name or its entry; None for no regularisation.

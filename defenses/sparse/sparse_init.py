@@ -104,7 +104,7 @@ def _check(density: float, linear: str | None, conv: str | None, bias: str, vari
 class SparseInit(Defense):
     """Start from a sparse network: few weights, of unchanged variance, before the first stage it acts in.
 
-    What Bregman iterations grow a network from (``linbreg``, ``adabreg``); another optimiser fills the zeros
+    What Bregman iterations grow a network from (``linbreg``, ``adabreg``); another optimizer fills the zeros
     at once. See ``sparse_init``.
 
     Args:

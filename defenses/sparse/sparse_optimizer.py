@@ -17,11 +17,11 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 Group = dict[str, Any]
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
-Z = "z"  # key of the point whose proximal map the parameter is, in an optimiser's state
+Z = "z"  # key of the point whose proximal map the parameter is, in an optimizer's state
 
 
 class SparseOptimizer(torch.optim.Optimizer):
-    """Base of optimisers that keep lambda R(theta) small by the proximal map of R.
+    """Base of optimizers that keep lambda R(theta) small by the proximal map of R.
 
     A parameter group may bring its own ``lr``, ``lam``, ``regulariser`` and so on. All of them are read anew
     in every step, so schedulers may set ``lr`` and a controller ``lam``. A group whose regulariser is None is

@@ -51,7 +51,7 @@ class Splitting(WeightsInScope):
     L_beta(w, u) = f(w) + lambda P(u) + beta/2 ||w - u||^2 (Dinh (3.9), (4.1)). Each step (Alg. 1, 3):
     w <- w - eta grad f(w) - eta beta (w - u), the coupling with the plain learning rate and outside momentum;
     then u <- prox of (lambda/beta) P at w. Each epoch ends with w <- u; the deployed network has u for w.
-    Beside an optimiser with momentum m the coupling is thus worth (1 - m) beta in terms of the gradient.
+    Beside an optimizer with momentum m the coupling is thus worth (1 - m) beta in terms of the gradient.
 
     Args:
         lam: lambda, the weight of P, >= 0; it needs beta > 0.

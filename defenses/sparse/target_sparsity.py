@@ -37,12 +37,12 @@ def steered(
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSparsity(Defense):
-    """Steers lambda of a sparse optimiser (LinBreg, AdaBreg, ProxSGD) towards a share of zeros.
+    """Steers lambda of a sparse optimizer (LinBreg, AdaBreg, ProxSGD) towards a share of zeros.
 
     After every epoch the lambda of each regularised parameter group is multiplied by
     (density / target density)^gain within bounds; the groups keep their ratios. The density is that of the
-    deployed network, all layers together. Lambda lives in the optimiser's groups, and starts again from the
-    config's value where a stage builds a new optimiser. LinBreg and AdaBreg settle within a fraction of a
+    deployed network, all layers together. Lambda lives in the optimizer's groups, and starts again from the
+    config's value where a stage builds a new optimizer. LinBreg and AdaBreg settle within a fraction of a
     point; the zeros of ProxSGD come and go with the minibatches, and it keeps wandering by a few points.
 
     Args:
@@ -79,7 +79,7 @@ class TargetSparsity(Defense):
             raise ValueError(f"target_sparsity: expected a network with {self.kind}s to make zero, got none")
 
     def check_stage(self, s: Step) -> None:
-        """The optimiser must have a lambda that can be steered."""
+        """The optimizer must have a lambda that can be steered."""
         if self.target is not None:
             _regularised(s)
 
@@ -94,7 +94,7 @@ class TargetSparsity(Defense):
         """Set the next epoch's lambda; log the lambda of this one, that of the first regularised group.
 
         Raises:
-            ValueError: when the optimiser has no group with a regulariser and lambda > 0, or the network
+            ValueError: when the optimizer has no group with a regulariser and lambda > 0, or the network
                 nothing of the kind steered for.
         """
         if self.target is None:
@@ -114,12 +114,12 @@ class TargetSparsity(Defense):
 
 
 def _regularised(s: Step) -> list[dict[str, Any]]:
-    """The optimiser's groups whose lambda can be steered."""
+    """The optimizer's groups whose lambda can be steered."""
     every: list[dict[str, Any]] = s.optimizer.param_groups if s.optimizer is not None else []
     groups = [g for g in every if g.get("regulariser") is not None and "lam" in g]
     name = type(s.optimizer).__name__
     if not groups:
-        raise ValueError(f"target_sparsity: expected an optimiser with a regulariser to steer, got {name}")
+        raise ValueError(f"target_sparsity: expected an optimizer with a regulariser to steer, got {name}")
     check(all(g["lam"] > 0 for g in groups), "target_sparsity", "lam > 0 to steer", _lams(groups))
     return groups
 

@@ -40,14 +40,14 @@ class Budget:
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(
         images=128,
-        random_images=64,
+        random_images=32,
         few=32,
-        steps=40,
+        steps=30,
         targets=3,
         restarts=2,
         queries=1000,
         random_draws=1000,
-        eot=10,
+        eot=5,
         draws=30,
         inner_points=199,
         samples=100,

@@ -27,7 +27,7 @@ from robustbench_sparse.foundation.files import (
     write_atomically,
     write_json,
 )
-from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.certificate_record import FORMAT, verdict_of
 from robustbench_sparse.runs.seals import Seals
@@ -55,7 +55,7 @@ def _full(key: Mapping[str, Any], level: str) -> dict[str, Any]:
 
 
 def certify(
-    subject: Subject, folder: Path, key: Mapping[str, Any], level: str, show: Show, title: str = ""
+    subject: Subject, folder: Path, key: Mapping[str, Any], level: str, show: Progress, title: str = ""
 ) -> dict[str, Any]:
     """Run every check that is not stored yet and write the certificate.
 

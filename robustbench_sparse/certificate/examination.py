@@ -44,7 +44,7 @@ class Examination:
         outcomes = self.judge.key(None)
         return {
             **{k: outcomes[k] for k in ("identity", "seed", "draws", "test_images")},
-            "precision": self.judge.protocol.precision,
+            "precision": self.judge.settings.precision,
             "code": {a.label: code_of([a.attack]) for a in self.attacks},
             "attacks": {a.label: plain(a.record()) for a in self.attacks},
             "sources": {a.label: a.source for a in self.attacks if a.source},
@@ -90,10 +90,10 @@ class Examination:
             judge.data.test_indices[positions],
             self.threat,
             classes=judge.data.classes,
-            seed=judge.protocol.seed,
+            seed=judge.settings.seed,
             budget=budget,
             context=context,
             stand_in=judge.stand_in,
-            batch_size=judge.protocol.batch_size,
+            batch_size=judge.settings.batch_size,
         )
         certify(subject, folder, self.key(), self.level, judge.show, judge.title)

@@ -15,7 +15,7 @@ TABLES = {
     "regularisers": "defenses:REGULARISERS",
     "models": "robustbench_sparse.models:MODELS",
     "datasets": "robustbench_sparse.data:DATASETS",
-    "optimizers": "robustbench_sparse.config.optimizers:OPTIMISERS",
+    "optimizers": "robustbench_sparse.config.optimizers:OPTIMIZERS",
     "schedules": "robustbench_sparse.config.optimizers:SCHEDULES",
 }
 

@@ -31,7 +31,7 @@ from robustbench_sparse.foundation.tuning import tune_process
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_sparse.foundation.progress import Show
+    from robustbench_sparse.foundation.progress import Progress
 
 PROGRAM = "robustbench-sparse"
 app = typer.Typer(
@@ -282,10 +282,10 @@ def leaderboard(
       robustbench-sparse leaderboard results --format markdown > table.md
     """
     check_format(form)
-    from robustbench_sparse.reporting.leaderboard import aggregate, fold_all
+    from robustbench_sparse.reporting.leaderboard import aggregate, tabulate_all
     from robustbench_sparse.reporting.tables import sort_by
 
-    tables = [aggregate(table) if seeds else table for table in fold_all(folder, only or ())]
+    tables = [aggregate(table) if seeds else table for table in tabulate_all(folder, only or ())]
     _print([sort_by(table, sort) for table in tables], form)
 
 
@@ -349,15 +349,15 @@ def _certified(level: str | None) -> list[str]:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Show]:
-    from robustbench_sparse.foundation.progress import RichShow, Silent
+def _progress(quiet: bool) -> Iterator[Progress]:
+    from robustbench_sparse.foundation.progress import RichProgress, Silent
 
     if quiet:
         yield Silent()
         return
     from rich.console import Console
 
-    with RichShow(Console(stderr=True)) as show:
+    with RichProgress(Console(stderr=True)) as show:
         yield show
 
 

@@ -18,7 +18,7 @@ from defenses import DEFENSES
 from defenses.base import Defense, overrides
 from robustbench_sparse.config import yaml_reader
 from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved
-from robustbench_sparse.config.optimizers import OPTIMISERS, SCHEDULES, OptimiserSpec, ScheduleSpec
+from robustbench_sparse.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
 from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
 from robustbench_sparse.config.plugins import SettingError, build, expectation
 from robustbench_sparse.config.schema import (
@@ -260,11 +260,11 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> 
             raise where.error(
                 (*at, "select_after"), f"expected less than epochs = {stage.epochs}, got {stage.select_after}"
             )
-        optimiser = where.build(OPTIMISERS, stage.optimizer, "optimizer", OptimiserSpec, (*at, "optimizer"))
+        optimizer = where.build(OPTIMIZERS, stage.optimizer, "optimizer", OptimizerSpec, (*at, "optimizer"))
         schedule = where.build(SCHEDULES, stage.schedule, "schedule", ScheduleSpec, (*at, "schedule"))
         if config.validation == 0 and getattr(schedule, "signal", "") == "val_accuracy":
             raise where.error((*at, "schedule", "signal"), "'val_accuracy' needs validation > 0, got 0")
-        stages.append(StagePlan(stage, optimiser, schedule))
+        stages.append(StagePlan(stage, optimizer, schedule))
 
     defenses = [
         _defense(where, _named(d), (*path, "defenses", i), len(stages)) for i, d in enumerate(run.defenses)

@@ -40,3 +40,21 @@ MOVED = _RENAMED | {
     for place, names in _WENT.items()
     for name in names.split()
 }
+
+# Classes that have another name there.
+_CLASSES = {
+    **{f"robustbench_sparse.optim:{name}": f"{name}Spec" for name in ("SGD", "Adam", "AdamW")},
+    **{
+        f"robustbench_sparse.sparse_optim:{name}": f"{name}Spec" for name in ("LinBreg", "AdaBreg", "ProxSGD")
+    },
+}
+
+
+def new_path(reference: str) -> str | None:
+    """Where ``package.module:name`` of the old layout is now; None for a module that has not moved."""
+    module, _, name = reference.partition(":")
+    # The package's modules also answer to its own name, see ``robustbench_sparse.defenses``.
+    module = module.replace("robustbench_sparse.defenses.", "defenses.", 1)
+    if module not in MOVED:
+        return None
+    return f"{MOVED[module]}:{_CLASSES.get(f'{module}:{name}', name)}"

@@ -1,4 +1,4 @@
-"""The base of an optimiser's settings in a config."""
+"""The base of an optimizer's settings in a config."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MOST = 1e6  # of a rate or a decay; beyond any use
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserSpec(ABC):
-    """Base of optimiser settings.
+class OptimizerSpec(ABC):
+    """Base of optimizer settings.
 
     Attributes:
         sparsifies: it leaves zeros in the weights of its own accord.
@@ -35,4 +35,4 @@ class OptimiserSpec(ABC):
 
     @abstractmethod
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules a config can name."""
+"""Optimizers and learning-rate schedules a config can name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 from attacks.base import check
-from robustbench_sparse.config.optimizer_base import OptimiserSpec
-from robustbench_sparse.config.sparse_optimizers import AdaBreg, LinBreg, ProxSGD
+from robustbench_sparse.config.optimizer_base import OptimizerSpec
+from robustbench_sparse.config.sparse_optimizers import AdaBregSpec, LinBregSpec, ProxSGDSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(OptimiserSpec):
+class SGDSpec(OptimizerSpec):
     """Stochastic gradient descent with momentum (torch.optim.SGD).
 
     Args:
@@ -37,7 +37,7 @@ class SGD(OptimiserSpec):
         check(not self.nesterov or self.momentum > 0, "nesterov", "momentum > 0 with it", self.momentum)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return torch.optim.SGD(
             model.parameters(),
             lr=self.lr,
@@ -48,7 +48,7 @@ class SGD(OptimiserSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(OptimiserSpec):
+class AdamSpec(OptimizerSpec):
     """Adam (torch.optim.Adam).
 
     Args:
@@ -67,18 +67,18 @@ class Adam(OptimiserSpec):
         check(0 <= self.beta2 < 1, "beta2", "a number in [0, 1)", self.beta2)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return torch.optim.Adam(
             model.parameters(), lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Adam):
+class AdamWSpec(AdamSpec):
     """Adam with decoupled weight decay (torch.optim.AdamW); settings as for Adam."""
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return torch.optim.AdamW(
             model.parameters(), lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
         )
@@ -94,7 +94,7 @@ class Schedule:
         self._scheduler, self._per_step, self._signal = scheduler, per_step, signal
 
     def after_step(self) -> None:
-        """An optimiser step was taken."""
+        """An optimizer step was taken."""
         if self._per_step:
             self._scheduler.step()
 
@@ -203,7 +203,7 @@ class Plateau(ScheduleSpec):
 class OneCycle(ScheduleSpec):
     """The learning rate rises to its maximum and falls to nothing over the stage, step by step.
 
-    The optimiser's lr is the maximum. Momentum is left as it is.
+    The optimizer's lr is the maximum. Momentum is left as it is.
 
     Args:
         warm_up: share of the stage spent rising, in (0, 1).
@@ -235,13 +235,13 @@ class OneCycle(ScheduleSpec):
         return Schedule(scheduler, per_step=True)
 
 
-OPTIMISERS: dict[str, type[OptimiserSpec]] = {
-    "sgd": SGD,
-    "adam": Adam,
-    "adamw": AdamW,
-    "linbreg": LinBreg,
-    "adabreg": AdaBreg,
-    "proxsgd": ProxSGD,
+OPTIMIZERS: dict[str, type[OptimizerSpec]] = {
+    "sgd": SGDSpec,
+    "adam": AdamSpec,
+    "adamw": AdamWSpec,
+    "linbreg": LinBregSpec,
+    "adabreg": AdaBregSpec,
+    "proxsgd": ProxSGDSpec,
 }
 
 SCHEDULES: dict[str, type[ScheduleSpec]] = {
@@ -252,19 +252,19 @@ SCHEDULES: dict[str, type[ScheduleSpec]] = {
 }
 
 __all__ = [
-    "OPTIMISERS",
+    "OPTIMIZERS",
     "SCHEDULES",
-    "SGD",
-    "AdaBreg",
-    "Adam",
-    "AdamW",
+    "AdaBregSpec",
+    "AdamSpec",
+    "AdamWSpec",
     "Constant",
-    "LinBreg",
+    "LinBregSpec",
     "MultiStep",
     "OneCycle",
-    "OptimiserSpec",
+    "OptimizerSpec",
     "Plateau",
-    "ProxSGD",
+    "ProxSGDSpec",
+    "SGDSpec",
     "Schedule",
     "ScheduleSpec",
 ]

@@ -9,7 +9,7 @@ import torch
 from attacks.base import Attack, Threat
 from defenses import DEFENSES
 from defenses.base import Defense
-from robustbench_sparse.config.optimizers import OptimiserSpec, ScheduleSpec
+from robustbench_sparse.config.optimizers import OptimizerSpec, ScheduleSpec
 from robustbench_sparse.config.plugins import build, settings_of
 from robustbench_sparse.config.schema import BenchmarkConfig, Entry, Selection, StageConfig
 from robustbench_sparse.data.base import Dataset, DatasetSpec
@@ -42,10 +42,10 @@ class AttackPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage with its optimiser and schedule."""
+    """A stage with its optimizer and schedule."""
 
     config: StageConfig
-    optimiser: OptimiserSpec
+    optimizer: OptimizerSpec
     schedule: ScheduleSpec
 
     @property
@@ -58,7 +58,7 @@ class StagePlan:
         """Everything that determines the stage's numbers, as plain values."""
         return {
             **self.config.model_dump(),
-            "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimiser)},
+            "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimizer)},
             "schedule": {"name": self.config.schedule["name"], **settings_of(self.schedule)},
         }
 
@@ -103,14 +103,14 @@ class RunPlan:
 
     @property
     def sparsifies(self) -> bool:
-        """Whether a defense or an optimiser makes the network sparse."""
+        """Whether a defense or an optimizer makes the network sparse."""
         return any(d.build().sparsifies for d in self.defenses) or any(
-            s.optimiser.sparsifies for s in self.stages
+            s.optimizer.sparsifies for s in self.stages
         )
 
     def parts(self) -> list[object]:
         """All plug-ins that a training is made of."""
-        stages = [part for stage in self.stages for part in (stage.optimiser, stage.schedule)]
+        stages = [part for stage in self.stages for part in (stage.optimizer, stage.schedule)]
         return [self.model, *(d.build() for d in self.defenses), *stages]
 
     def record(self) -> Entry:

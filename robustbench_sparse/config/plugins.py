@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from robustbench_sparse.config.moved import MOVED
+from robustbench_sparse.config.moved import new_path
 from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
 
 T = TypeVar("T")
@@ -72,10 +72,9 @@ def import_object(reference: str) -> Any:
         raise UserError(
             f"{shown(reference)}: a module named __main__ is a program, and importing it would run it"
         )
-    # The package's modules also answer to its own name, see ``robustbench_sparse.defenses``.
-    old = module_name.replace("robustbench_sparse.defenses.", "defenses.", 1)
-    if old in MOVED:
-        raise UserError(f"{shown(reference)}: has moved: expected {MOVED[old]}:{name}")
+    moved = new_path(reference)
+    if moved is not None:
+        raise UserError(f"{shown(reference)}: has moved: expected {moved}")
     if not _FROM_FILE.get():
         _TRUSTED.add(module_name)
     elif module_name not in _TRUSTED:

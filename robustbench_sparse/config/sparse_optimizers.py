@@ -1,4 +1,4 @@
-"""Sparse optimisers a config can name: which regulariser acts on which layers of a network."""
+"""Sparse optimizers a config can name: which regulariser acts on which layers of a network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import defenses
 from attacks.base import check
 from defenses.base import chosen_weights, prunable
 from defenses.regularisers import RegulariserEntry, make_regulariser
-from robustbench_sparse.config.optimizer_base import OptimiserSpec
+from robustbench_sparse.config.optimizer_base import OptimizerSpec
 
 # A weight of each kind of layer, to try a regulariser on before anything trains.
 _SHAPES = {"linear": (2, 3), "conv": (2, 3, 3, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseOptimiserSpec(OptimiserSpec):
-    """Base of sparse optimisers' settings: what they regularise, and how much.
+class SparseOptimizerSpec(OptimizerSpec):
+    """Base of sparse optimizers' settings: what they regularise, and how much.
 
     Biases and batch-norm are never regularised.
 
@@ -70,7 +70,7 @@ def _once(weights: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinBreg(SparseOptimiserSpec):
+class LinBregSpec(SparseOptimizerSpec):
     """Linearised Bregman iterations: training that starts sparse and adds weights (defenses.LinBreg).
 
     Args:
@@ -89,7 +89,7 @@ class LinBreg(SparseOptimiserSpec):
         check(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return defenses.LinBreg(
             self.groups(model),
             lr=self.lr,
@@ -101,7 +101,7 @@ class LinBreg(SparseOptimiserSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaBreg(SparseOptimiserSpec):
+class AdaBregSpec(SparseOptimizerSpec):
     """Bregman iterations with Adam's step (defenses.AdaBreg).
 
     Args:
@@ -123,7 +123,7 @@ class AdaBreg(SparseOptimiserSpec):
         check(0 <= self.beta2 < 1, "beta2", "a number in [0, 1)", self.beta2)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return defenses.AdaBreg(
             self.groups(model),
             lr=self.lr,
@@ -135,7 +135,7 @@ class AdaBreg(SparseOptimiserSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxSGD(SparseOptimiserSpec):
+class ProxSGDSpec(SparseOptimizerSpec):
     """Stochastic proximal gradient descent (defenses.ProxSGD).
 
     Args:
@@ -151,7 +151,7 @@ class ProxSGD(SparseOptimiserSpec):
         check(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser for all parameters of a network."""
+        """The optimizer for all parameters of a network."""
         return defenses.ProxSGD(
             self.groups(model),
             lr=self.lr,

@@ -24,7 +24,7 @@ class Task(Protocol):
         ...
 
 
-class Show(Protocol):
+class Progress(Protocol):
     """Where progress goes."""
 
     def start(self, title: str, total: int, unit: str, done: int = 0) -> Task:
@@ -55,7 +55,7 @@ class Silent:
         """Nothing."""
 
 
-class RichShow:
+class RichProgress:
     """Bars with throughput and time left; in a file or pipe, one line per finished bar. A context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -78,7 +78,7 @@ class RichShow:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> RichShow:
+    def __enter__(self) -> RichProgress:
         self._progress.start()
         return self
 
@@ -97,7 +97,7 @@ class RichShow:
 
 
 class _Bar:
-    def __init__(self, show: RichShow, title: str, total: int, unit: str, done: int) -> None:
+    def __init__(self, show: RichProgress, title: str, total: int, unit: str, done: int) -> None:
         title, unit = printable(title), printable(unit)
         self._show, self._title, self._unit, self._total = show, title, unit, total
         self._done, self._began, self._info = 0, time.perf_counter(), ""

@@ -32,7 +32,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork, Precision, confirmed, logits_in_parts
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain
-from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcome_store import OutcomeStore, Wanted
 from robustbench_sparse.runs.provenance import code_of
@@ -77,7 +77,7 @@ class PassCounter(SeesCopies):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class JudgeSettings:
     """How verdicts are reached.
 
     Attributes:
@@ -100,7 +100,7 @@ class Judge:
         model: the deployed network in eval mode, on the data's device.
         data: holds the test images.
         run: the run's folder, which keeps the outcomes; a killed evaluation goes on there.
-        protocol: seeds, batch size, draws.
+        settings: seeds, batch size, draws.
         identity: names the weights and the data set judged; outcomes of others are made anew.
         show: where progress goes.
         title: the bars' title.
@@ -113,25 +113,25 @@ class Judge:
         model: nn.Module,
         data: PreparedData,
         run: Path,
-        protocol: Protocol,
+        settings: JudgeSettings,
         identity: str,
-        show: Show,
+        show: Progress,
         title: str = "",
         stand_in: FastNetwork | None = None,
     ) -> None:
         self.stand_in = stand_in
-        self.model, self.data, self.protocol = model, data, protocol
+        self.model, self.data, self.settings = model, data, settings
         self.identity, self.show, self.title = identity, show, title
         self.run = run
-        self.store = OutcomeStore(run, protocol.batch_size, show, title)
+        self.store = OutcomeStore(run, settings.batch_size, show, title)
         self.stochastic = is_stochastic(model)
-        self.draws = protocol.draws if self.stochastic else 1
+        self.draws = settings.draws if self.stochastic else 1
 
     def climb(self, stand_in: FastNetwork | None) -> None:
         """Let attacks climb on a copy of the model from now on; on the model itself, in float32, if None."""
         self.stand_in = stand_in
         if stand_in is None:
-            self.protocol = replace(self.protocol, precision="fp32")
+            self.settings = replace(self.settings, precision="fp32")
 
     # What is called -------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Judge:
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
             pred, correct, finite = self._verdict(
-                x, y, SampleRandom.for_images(self.protocol.seed, "clean", index.tolist())
+                x, y, SampleRandom.for_images(self.settings.seed, "clean", index.tolist())
             )
             table: pd.DataFrame = pd.DataFrame(
                 {
@@ -232,7 +232,7 @@ class Judge:
         # add noise measure an average, not a worst case, and see every image.
         skip = (clean_correct == 0) & (not self.stochastic and not plan.attack.weak)
         todo = (~skip).nonzero().flatten().to(x.device)
-        seed, streams = self.protocol.seed, f"attack/{plan.label}"
+        seed, streams = self.settings.seed, f"attack/{plan.label}"
         counter = PassCounter(attacked).eval()
         candidate = x.clone()
         if len(todo):
@@ -332,16 +332,16 @@ class Judge:
         key = {
             "identity": self.identity,
             "attack": {"label": names.CLEAN} if plan is None else plan.record(),
-            "seed": self.protocol.seed,
+            "seed": self.settings.seed,
             "draws": self.draws,
             "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
         }
         if plan is not None and plan.attack.batch_dependent:
-            key["batch_size"] = self.protocol.batch_size
+            key["batch_size"] = self.settings.batch_size
         if plan is not None and plan.source:
             key["source"] = plan.source
         if plan is not None:  # clean verdicts are float32's, whatever is attacked
-            key["precision"] = self.protocol.precision
+            key["precision"] = self.settings.precision
             key["code"] = code_of([plan.attack])
         out: dict[str, Any] = plain(key)
         return out
@@ -350,7 +350,7 @@ class Judge:
         self, label: str, key: dict[str, Any], judge: JudgesBatch, facts: dict[str, bool]
     ) -> pd.DataFrame:
         wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
-        batches = self.data.ordered("test", self.protocol.batch_size)
+        batches = self.data.ordered("test", self.settings.batch_size)
         return self.store.collect(wanted, batches, self.data.count("test"), judge)
 
 

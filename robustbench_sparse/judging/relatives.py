@@ -77,13 +77,13 @@ def parent_of(plan: Plan, run: RunPlan) -> str | None:
 
 
 def _label(plan: Plan, run: RunPlan, defenses: list[dict[str, object]]) -> str | None:
-    """Label of the row of the same architecture with exactly these defenses, trained by a dense optimiser."""
+    """Label of the row of the same architecture with exactly these defenses, trained by a dense optimizer."""
     same = [
         other.label
         for other in plan.runs
         if other.label != run.label
         and other.record()["model"] == run.record()["model"]
         and [d.record() for d in other.defenses] == defenses
-        and not any(stage.optimiser.sparsifies for stage in other.stages)
+        and not any(stage.optimizer.sparsifies for stage in other.stages)
     ]
     return same[0] if same else None

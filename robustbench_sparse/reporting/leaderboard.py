@@ -1,4 +1,4 @@
-"""The leaderboard: a pure fold over a benchmark's folder. Every rate is counted from stored outcomes.
+"""The leaderboard: a pure function of a benchmark's folder. Every rate is counted from stored outcomes.
 
 results/<benchmark>/benchmark.json                      which runs, which attacks, which threat
 results/<benchmark>/runs/<run id>/run.json              what was run; also training, environment, sparsity
@@ -67,7 +67,7 @@ class _Counts(BaseModel):
     refused: str = ""
 
 
-def fold(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
+def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
 
     Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
@@ -130,17 +130,17 @@ def _chosen(folder: Path, manifest: Mapping[str, Any], only: Sequence[str]) -> l
     return [e for e in runs if not only or any(fnmatch.fnmatchcase(e["run"], pattern) for pattern in only)]
 
 
-def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
+def tabulate_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
 
     Raises:
         UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
     """
     if (folder / names.BENCHMARK).is_file():
-        return [fold(folder, only)]
+        return [tabulate(folder, only)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = [fold(path.parent, only) for path in sorted(folder.glob(f"*/{names.BENCHMARK}"))]
+    found = [tabulate(path.parent, only) for path in sorted(folder.glob(f"*/{names.BENCHMARK}"))]
     if not found:
         raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
     return found
@@ -193,7 +193,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rank(rows: list[dict[str, Any]]) -> None:
-    """Give every row with a worst case its rank among those of its seed, and over all seeds; see ``fold``."""
+    """Give every row with a worst case its rank among those of its seed, and over all seeds; see ``tabulate``."""
     runs, seeds = ({row[k]: None for row in rows} for k in ("run", "seed"))
     of = {(row["run"], row["seed"]): row for row in rows}
     for chosen, column in [*(([seed], "rank") for seed in seeds), (list(seeds), "rank_seeds")]:

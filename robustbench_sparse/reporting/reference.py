@@ -14,7 +14,7 @@ from robustbench_sparse.config.columns import BELIEF, IDENTITY, PUBLISHED, SECON
 from robustbench_sparse.foundation.errors import UserError, one_line, shown
 from robustbench_sparse.foundation.intervals import difference, wilson
 from robustbench_sparse.foundation.texts import csv_text, printable
-from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.sparsity.claims import POINTS
 
@@ -56,7 +56,7 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
     * A row or column that is gone, or a cell that became empty, is a difference. New ones are not.
 
     Args:
-        measured: a benchmark's folder, a leaderboard as CSV, or the table of ``leaderboard.fold``.
+        measured: a benchmark's folder, a leaderboard as CSV, or the table of ``leaderboard.tabulate``.
         reference: a CSV with a column ``run``, perhaps ``seed`` and ``n``, and any columns of the
             leaderboard. ``leaderboard.csv`` and ``leaderboard_seeds.csv`` of earlier results are such files.
 
@@ -154,7 +154,7 @@ def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         table = source
     else:
-        table = fold(source) if source.is_dir() else _read(source)
+        table = tabulate(source) if source.is_dir() else _read(source)
     means = {c: c.removesuffix("_mean") for c in table.columns if c.endswith("_mean")}
     spreads = [f"{column}_std" for column in means.values()]
     out: pd.DataFrame = table.rename(columns=means).drop(columns=[c for c in spreads if c in table.columns])

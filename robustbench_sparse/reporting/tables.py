@@ -17,7 +17,7 @@ from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import write_text
 from robustbench_sparse.foundation.texts import markdown, printable
 from robustbench_sparse.reporting import render
-from robustbench_sparse.reporting.leaderboard import aggregate, fold, rates_of
+from robustbench_sparse.reporting.leaderboard import aggregate, rates_of, tabulate
 from robustbench_sparse.reporting.render import Column
 from robustbench_sparse.runs import names
 
@@ -120,7 +120,7 @@ def columns_of(table: pd.DataFrame, full: bool = False, document: bool = False) 
     """The columns worth showing: run, seed, rates, sparsities; empty ones are left out.
 
     Args:
-        table: of ``leaderboard.fold`` or ``leaderboard.aggregate``.
+        table: of ``leaderboard.tabulate`` or ``leaderboard.aggregate``.
         full: network and defenses too.
         document: with the words of a text, ``52.3 [49.1, 55.4] (published 57.9)``, not of the terminal.
     """
@@ -186,9 +186,9 @@ def write(folder: Path) -> pd.DataFrame:
     """Fold and write ``leaderboard.csv``, ``leaderboard_seeds.csv`` (over seeds) and ``leaderboard.md``.
 
     Returns:
-        The leaderboard, as ``fold`` gives it.
+        The leaderboard, as ``tabulate`` gives it.
     """
-    table = fold(folder)
+    table = tabulate(folder)
     write_text(folder / names.LEADERBOARD, to_csv(table))
     write_text(folder / names.LEADERBOARD_SEEDS, to_csv(aggregate(table)))
     write_text(folder / names.LEADERBOARD_TEXT, to_markdown([table]))

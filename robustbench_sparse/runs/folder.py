@@ -9,8 +9,6 @@ and ``files.json``, which says which of them count (see ``seals``). The id names
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,8 +21,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from defenses.base import Kind
-from robustbench_sparse.config import plugins
-from robustbench_sparse.config.plan import Plan, RunPlan
+from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.foundation.environment import describe
 from robustbench_sparse.foundation.errors import UserError, one_line
@@ -43,14 +40,11 @@ from robustbench_sparse.foundation.files import (
 from robustbench_sparse.foundation.texts import csv_safe
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder
-from robustbench_sparse.runs.provenance import code_of
 from robustbench_sparse.runs.rebuild import architecture
 from robustbench_sparse.runs.seals import Seals
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.claims import against_asked, refusal
 from robustbench_sparse.sparsity.counting import count_sparsity
-
-FORMAT = 3  # raise it when a change of the code changes what the same config trains
 
 
 class _AskedFacts(BaseModel):
@@ -329,56 +323,3 @@ def _without_choice(record: Mapping[str, Any]) -> dict[str, Any]:
     *first, last = record["stages"]
     chosen = {k: v for k, v in last.items() if k not in ("selection", "select_after")}
     return {**plain(record), "stages": plain([*first, chosen])}
-
-
-def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) -> RunFolder:
-    """The folder of one run below a benchmark's folder; nothing is written."""
-    record = {
-        "format": FORMAT,
-        "data": {"name": plan.dataset_name, **plugins.settings_of(plan.dataset)},
-        "fingerprint": dataset.fingerprint,
-        "validation": plan.config.validation,
-        "train_limit": plan.config.train_limit,
-        "threat": plan.config.threat.model_dump(),
-        "seed": seed,
-        "code": code_of(run.parts()),
-        **run.record(),
-    }
-    text = json.dumps(record, sort_keys=True)
-    run_id = f"{run.label}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    facts = {
-        "run_id": run_id,
-        "benchmark": plan.config.name,
-        "run": run.label,
-        "seed": seed,
-        "dataset": dataset.label,
-        "model": shown(run.model_name, run.model),
-        "defenses": "+".join([*(shown(d.name, d.build()) for d in run.defenses), *_sparse_optimisers(run)]),
-        "threat": plan.config.threat.model_dump(),
-        "record": record,
-    }
-    return RunFolder(
-        path=folder / names.RUNS / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts
-    )
-
-
-def _sparse_optimisers(run: RunPlan) -> list[str]:
-    """Optimisers that make the network sparse: they belong to what a reader has to know of a row."""
-    pairs = [(s.config.optimizer["name"], s.optimiser) for s in run.stages if s.optimiser.sparsifies]
-    return list(dict.fromkeys(shown(name, optimiser) for name, optimiser in pairs))
-
-
-def shown(name: str, plugin: object) -> str:
-    """A plug-in as a reader knows it: its name and the settings that are not defaults."""
-    defaults = plugins.settings_with_defaults(type(plugin))
-    changed = {k: v for k, v in plugins.settings_of(plugin).items() if v != defaults[k]}
-    inner = ", ".join(f"{k}={_short(v)}" for k, v in changed.items())
-    return f"{name}({inner})" if inner else name
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + " ".join(_short(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return "{" + " ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

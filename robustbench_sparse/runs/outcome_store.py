@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json, write_atomically, write_json
-from robustbench_sparse.foundation.progress import Show
+from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.seals import Seals
 
@@ -46,7 +46,7 @@ class OutcomeStore:
         title: the bars' title.
     """
 
-    def __init__(self, run: Path, batch_size: int, show: Show, title: str = "") -> None:
+    def __init__(self, run: Path, batch_size: int, show: Progress, title: str = "") -> None:
         self.run, self.batch_size = run, batch_size
         self.show, self.title = show, title
         self.seals = Seals(run)

@@ -1,4 +1,4 @@
-"""Whether networks, defenses, optimisers and data fit together, found out before anything trains."""
+"""Whether networks, defenses, optimizers and data fit together, found out before anything trains."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
         return
     batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
     needed = needed_memory(model, batch, data.channels, data.size)
-    needed += max(state_memory(stage.optimiser.build(model)) for stage in run.stages)
+    needed += max(state_memory(stage.optimizer.build(model)) for stage in run.stages)
     if needed > free:
         raise UserError(
             f"runs.{run.label}: needs at least {needed / 1e9:.1f} GB of memory to train with minibatches of {batch}, "
@@ -64,7 +64,7 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
 def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> float:
     """Bytes that a step of training takes at least: weights, gradients, the chosen weights, and what layers give.
 
-    What the optimiser keeps comes on top: ``state_memory``.
+    What the optimizer keeps comes on top: ``state_memory``.
 
     Args:
         model: a network on the device "meta"; it is sent images without numbers.
@@ -96,7 +96,7 @@ def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> flo
 
 
 def state_memory(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes that an optimiser of parameters on the device "meta" keeps beside them, such as Adam's moments."""
+    """Bytes that an optimizer of parameters on the device "meta" keeps beside them, such as Adam's moments."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         for p in parameters:
@@ -138,7 +138,7 @@ def _check_stages(
     for number, stage in enumerate(run.stages):
         s = Step(
             model,
-            stage.optimiser.build(model),
+            stage.optimizer.build(model),
             threat,
             torch.Generator(),
             data.images,

@@ -24,7 +24,7 @@ from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork, FastTraining
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.progress import Show, Task
+from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.foundation.streams import Streams, derive
 from robustbench_sparse.models.build import build_network, on_device
 from robustbench_sparse.runs.trained import Trained
@@ -59,7 +59,7 @@ class Trainer:
         threat: Threat,
         seed: int,
         checkpoint: Path,
-        show: Show,
+        show: Progress,
         label: str = "",
     ) -> None:
         self.run, self.data, self.threat, self.show = run, data, threat, show
@@ -108,7 +108,7 @@ class Trainer:
         s.stage, s.epoch, s.epochs, s.steps_per_epoch, s.optimizer = number, 0, config.epochs, steps, None
         for defense in self._acting():
             defense.begin(s)
-        optimizer = stage.optimiser.build(self.model)
+        optimizer = stage.optimizer.build(self.model)
         schedule = stage.schedule.build(optimizer, config.epochs, steps)
         s.optimizer = optimizer
         start = 0

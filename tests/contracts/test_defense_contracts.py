@@ -28,10 +28,10 @@ from defenses import (
     NetworkSlimming,
     SparseInit,
     SpectralPenalty,
-    Splitting,
     TargetSparsity,
 )
-from robustbench_sparse.config.optimizers import AdaBreg, LinBreg, ProxSGD
+from defenses.sparse.splitting import Splitting
+from robustbench_sparse.config.optimizers import AdaBregSpec, LinBregSpec, ProxSGDSpec
 from tests.helpers.defense_loop import EPOCH, Case, Loop, batch, equal, fresh, logits, natural, same_run
 
 # At these settings a defense is natural training, bit for bit.
@@ -67,12 +67,12 @@ STRONG: dict[str, list[Defense | Case]] = {
         Case(
             SparseInit(density=0.5, linear="row", conv="kernel", bias="positive", variance="he"), zeros=False
         ),
-        Case(SparseInit(density=0.3), LinBreg(lr=0.1, lam=0.1, momentum=0.9)),
+        Case(SparseInit(density=0.3), LinBregSpec(lr=0.1, lam=0.1, momentum=0.9)),
     ],
     "target_sparsity": [
-        Case(TargetSparsity(target=90.0), LinBreg(lr=0.1, lam=0.05)),
-        Case(TargetSparsity(target=90.0, gain=1.0, max_factor=4.0), AdaBreg(lr=0.02, lam=0.05)),
-        Case(TargetSparsity(target=95.0, kind="row", warm_up=1), ProxSGD(lr=0.1, lam=0.05, momentum=0.9)),
+        Case(TargetSparsity(target=90.0), LinBregSpec(lr=0.1, lam=0.05)),
+        Case(TargetSparsity(target=90.0, gain=1.0, max_factor=4.0), AdaBregSpec(lr=0.02, lam=0.05)),
+        Case(TargetSparsity(target=95.0, kind="row", warm_up=1), ProxSGDSpec(lr=0.1, lam=0.05, momentum=0.9)),
     ],
     "l1_filter_prune": [
         L1FilterPrune(sparsity=50.0, branches=True),
@@ -87,7 +87,7 @@ STRONG: dict[str, list[Defense | Case]] = {
         MagnitudePrune(sparsity=50.0),
         MagnitudePrune(sparsity=50.0, group="channel", layers="conv"),
         MagnitudePrune(sparsity=80.0, scope="layer", rounds=2, start=1, rewind="start"),
-        Case(MagnitudePrune(sparsity=80.0, rounds=2, group="row"), AdaBreg(lr=0.02, lam=0.01)),
+        Case(MagnitudePrune(sparsity=80.0, rounds=2, group="row"), AdaBregSpec(lr=0.02, lam=0.01)),
     ],
     "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
     "clip": [
@@ -286,7 +286,7 @@ def test_zero_strength_is_natural_training(case: Case) -> None:
 def test_strength_changes_the_result(case: Case) -> None:
     loop = case.loop().run(7)
     assert all(torch.isfinite(torch.tensor(loop.losses)))
-    assert not torch.allclose(loop.logits(), logits(natural(7, case.optimiser)[0]), atol=1e-3)
+    assert not torch.allclose(loop.logits(), logits(natural(7, case.optimizer)[0]), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", cases(STRONG))
@@ -340,7 +340,7 @@ def test_state_is_a_copy(case: Case) -> None:
 @pytest.mark.parametrize("case", cases(STRONG))
 def test_other_random_streams_stay_put(case: Case) -> None:
     before = torch.get_rng_state()
-    loop = Loop([Defense(), fresh(case.defense), Defense()], case.optimiser).run(7)
+    loop = Loop([Defense(), fresh(case.defense), Defense()], case.optimizer).run(7)
     loop.deployed()
     assert torch.equal(torch.get_rng_state(), before)
     for s, seed in ((loop.steps[0], 7), (loop.steps[2], 9)):

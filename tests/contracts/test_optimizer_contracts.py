@@ -1,4 +1,4 @@
-"""What every optimiser of the table must do, and that what holds zeros holds them under any of them."""
+"""What every optimizer of the table must do, and that what holds zeros holds them under any of them."""
 
 from __future__ import annotations
 
@@ -22,75 +22,77 @@ from defenses import (
 )
 from defenses.sparse.masks import Masked
 from robustbench_sparse.config.optimizers import (
-    OPTIMISERS,
+    OPTIMIZERS,
     SCHEDULES,
-    SGD,
-    AdaBreg,
-    Adam,
-    AdamW,
+    AdaBregSpec,
+    AdamSpec,
+    AdamWSpec,
     Constant,
-    LinBreg,
+    LinBregSpec,
     MultiStep,
     OneCycle,
-    OptimiserSpec,
+    OptimizerSpec,
     Plateau,
-    ProxSGD,
+    ProxSGDSpec,
     ScheduleSpec,
+    SGDSpec,
 )
 from tests.helpers.defense_loop import BATCH, EPOCH, Loop, chain, equal, fresh, made, natural, tiny
 from tests.helpers.zeros import zero_shares
 
-SPECS: dict[str, list[OptimiserSpec]] = {
-    "sgd": [SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), SGD(lr=0.1, momentum=0.5, nesterov=True)],
-    "adam": [Adam(lr=0.01, weight_decay=1e-3)],
-    "adamw": [AdamW(lr=0.01, weight_decay=1e-2)],
+SPECS: dict[str, list[OptimizerSpec]] = {
+    "sgd": [SGDSpec(lr=0.1, momentum=0.9, weight_decay=5e-4), SGDSpec(lr=0.1, momentum=0.5, nesterov=True)],
+    "adam": [AdamSpec(lr=0.01, weight_decay=1e-3)],
+    "adamw": [AdamWSpec(lr=0.01, weight_decay=1e-2)],
     "linbreg": [
-        LinBreg(lr=0.1, lam=0.05, weight_decay=1e-3),
-        LinBreg(lr=0.1, lam=0.5, momentum=0.9, delta=0.5, linear="group_lasso", conv={"name": "group_l0"}),
+        LinBregSpec(lr=0.1, lam=0.05, weight_decay=1e-3),
+        LinBregSpec(
+            lr=0.1, lam=0.5, momentum=0.9, delta=0.5, linear="group_lasso", conv={"name": "group_l0"}
+        ),
     ],
     "adabreg": [
-        AdaBreg(lr=0.01, lam=0.05, weight_decay=1e-3),
-        AdaBreg(
+        AdaBregSpec(lr=0.01, lam=0.05, weight_decay=1e-3),
+        AdaBregSpec(
             lr=0.01, lam=0.1, delta=2.0, conv={"name": "sparse_group_lasso", "group": "row"}, linear=None
         ),
     ],
     "proxsgd": [
-        ProxSGD(lr=0.1, lam=0.05, weight_decay=1e-3),
-        ProxSGD(lr=0.1, lam=0.05, momentum=0.9, conv="transformed_l1", linear="l0"),
+        ProxSGDSpec(lr=0.1, lam=0.05, weight_decay=1e-3),
+        ProxSGDSpec(lr=0.1, lam=0.05, momentum=0.9, conv="transformed_l1", linear="l0"),
     ],
 }
-# A sparse optimiser without lambda, and the dense one that it then is.
-WITHOUT_LAMBDA: list[tuple[OptimiserSpec, OptimiserSpec]] = [
-    (LinBreg(lr=0.1, weight_decay=1e-3), SGD(lr=0.1, weight_decay=1e-3)),
-    (LinBreg(lr=0.2, delta=0.5), SGD(lr=0.1)),
-    (LinBreg(lr=0.1, momentum=0.75), SGD(lr=0.025, momentum=0.75)),
-    (LinBreg(lr=0.1, lam=0.3, linear=None, conv=None), SGD(lr=0.1)),
-    (AdaBreg(lr=0.01, weight_decay=1e-3), Adam(lr=0.01, weight_decay=1e-3)),
-    (AdaBreg(lr=0.005, delta=2.0, beta1=0.8, beta2=0.9), Adam(lr=0.01, beta1=0.8, beta2=0.9)),
-    (ProxSGD(lr=0.1, weight_decay=1e-3), SGD(lr=0.1, weight_decay=1e-3)),
-    (ProxSGD(lr=0.1, momentum=0.9, conv="group_lasso"), SGD(lr=0.1, momentum=0.9)),
+# A sparse optimizer without lambda, and the dense one that it then is.
+WITHOUT_LAMBDA: list[tuple[OptimizerSpec, OptimizerSpec]] = [
+    (LinBregSpec(lr=0.1, weight_decay=1e-3), SGDSpec(lr=0.1, weight_decay=1e-3)),
+    (LinBregSpec(lr=0.2, delta=0.5), SGDSpec(lr=0.1)),
+    (LinBregSpec(lr=0.1, momentum=0.75), SGDSpec(lr=0.025, momentum=0.75)),
+    (LinBregSpec(lr=0.1, lam=0.3, linear=None, conv=None), SGDSpec(lr=0.1)),
+    (AdaBregSpec(lr=0.01, weight_decay=1e-3), AdamSpec(lr=0.01, weight_decay=1e-3)),
+    (AdaBregSpec(lr=0.005, delta=2.0, beta1=0.8, beta2=0.9), AdamSpec(lr=0.01, beta1=0.8, beta2=0.9)),
+    (ProxSGDSpec(lr=0.1, weight_decay=1e-3), SGDSpec(lr=0.1, weight_decay=1e-3)),
+    (ProxSGDSpec(lr=0.1, momentum=0.9, conv="group_lasso"), SGDSpec(lr=0.1, momentum=0.9)),
 ]
-INVALID: list[tuple[type[OptimiserSpec], dict[str, Any], str]] = [
-    *((cls, {"lr": value}, "lr") for cls in OPTIMISERS.values() for value in (0.0, -0.1)),
-    *((cls, {"weight_decay": -1e-4}, "weight_decay") for cls in OPTIMISERS.values()),
-    (SGD, {"momentum": 1.0}, "momentum"),
-    (SGD, {"nesterov": True}, "nesterov"),
-    (Adam, {"beta1": 1.0}, "beta1"),
-    (AdamW, {"beta2": -0.1}, "beta2"),
-    (LinBreg, {"lam": -0.1}, "lam"),
-    (LinBreg, {"lam": float("inf")}, "lam"),
-    (LinBreg, {"delta": 0.0}, "delta"),
-    (LinBreg, {"momentum": 1.0}, "momentum"),
-    (LinBreg, {"linear": "l3"}, "linear"),
-    (LinBreg, {"conv": {"name": "group_lasso", "group": "atom"}}, "conv"),
-    (LinBreg, {"linear": {"name": "group_lasso", "group": "kernel"}}, "linear"),
-    (AdaBreg, {"lam": float("nan")}, "lam"),
-    (AdaBreg, {"delta": float("inf")}, "delta"),
-    (AdaBreg, {"beta1": 1.0}, "beta1"),
-    (AdaBreg, {"beta2": 1.0}, "beta2"),
-    (ProxSGD, {"lam": -0.1}, "lam"),
-    (ProxSGD, {"momentum": -0.1}, "momentum"),
-    (ProxSGD, {"conv": {"group": "row"}}, "conv"),
+INVALID: list[tuple[type[OptimizerSpec], dict[str, Any], str]] = [
+    *((cls, {"lr": value}, "lr") for cls in OPTIMIZERS.values() for value in (0.0, -0.1)),
+    *((cls, {"weight_decay": -1e-4}, "weight_decay") for cls in OPTIMIZERS.values()),
+    (SGDSpec, {"momentum": 1.0}, "momentum"),
+    (SGDSpec, {"nesterov": True}, "nesterov"),
+    (AdamSpec, {"beta1": 1.0}, "beta1"),
+    (AdamWSpec, {"beta2": -0.1}, "beta2"),
+    (LinBregSpec, {"lam": -0.1}, "lam"),
+    (LinBregSpec, {"lam": float("inf")}, "lam"),
+    (LinBregSpec, {"delta": 0.0}, "delta"),
+    (LinBregSpec, {"momentum": 1.0}, "momentum"),
+    (LinBregSpec, {"linear": "l3"}, "linear"),
+    (LinBregSpec, {"conv": {"name": "group_lasso", "group": "atom"}}, "conv"),
+    (LinBregSpec, {"linear": {"name": "group_lasso", "group": "kernel"}}, "linear"),
+    (AdaBregSpec, {"lam": float("nan")}, "lam"),
+    (AdaBregSpec, {"delta": float("inf")}, "delta"),
+    (AdaBregSpec, {"beta1": 1.0}, "beta1"),
+    (AdaBregSpec, {"beta2": 1.0}, "beta2"),
+    (ProxSGDSpec, {"lam": -0.1}, "lam"),
+    (ProxSGDSpec, {"momentum": -0.1}, "momentum"),
+    (ProxSGDSpec, {"conv": {"group": "row"}}, "conv"),
 ]
 
 
@@ -99,7 +101,7 @@ def ensemble() -> nn.Module:
 
 
 class Double(nn.Module):
-    """A network in double precision: where a gradient is 0 but for rounding, Adam makes whole steps of it."""
+    """A network in double precision: where a gradient is 0 but for rounding, AdamSpec makes whole steps of it."""
 
     def __init__(self, network: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -115,32 +117,32 @@ ALL = [pytest.param(s, id=f"{key}-{i}") for key, specs in SPECS.items() for i, s
 SPARSE = [param for param in ALL if param.values[0].sparsifies]
 
 
-def test_the_tables_cover_all_optimisers() -> None:
-    assert set(SPECS) == set(OPTIMISERS)
-    assert all(type(s) is OPTIMISERS[key] for key, specs in SPECS.items() for s in specs)
-    assert {cls for cls, _, _ in INVALID} == set(OPTIMISERS.values())
-    sparse = {cls for cls in OPTIMISERS.values() if cls.sparsifies}
-    assert sparse == {type(s) for s, _ in WITHOUT_LAMBDA} == {LinBreg, AdaBreg, ProxSGD}
+def test_the_tables_cover_all_optimizers() -> None:
+    assert set(SPECS) == set(OPTIMIZERS)
+    assert all(type(s) is OPTIMIZERS[key] for key, specs in SPECS.items() for s in specs)
+    assert {cls for cls, _, _ in INVALID} == set(OPTIMIZERS.values())
+    sparse = {cls for cls in OPTIMIZERS.values() if cls.sparsifies}
+    assert sparse == {type(s) for s, _ in WITHOUT_LAMBDA} == {LinBregSpec, AdaBregSpec, ProxSGDSpec}
     assert not any(dense.sparsifies for _, dense in WITHOUT_LAMBDA)
 
 
-@pytest.mark.parametrize("key", OPTIMISERS)
+@pytest.mark.parametrize("key", OPTIMIZERS)
 def test_is_a_frozen_documented_keyword_only_dataclass(key: str) -> None:
-    cls = OPTIMISERS[key]
+    cls = OPTIMIZERS[key]
     spec = cls()  # every setting has a default
     assert spec == cls()
     settings = [f for f in dataclasses.fields(cls) if f.init]
     assert all(f.kw_only for f in settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.lr = 1.0  # type: ignore[misc]
-    documented = "\n".join(c.__doc__ or "" for c in cls.__mro__ if c is not OptimiserSpec)
+    documented = "\n".join(c.__doc__ or "" for c in cls.__mro__ if c is not OptimizerSpec)
     named = documented.replace("beta1, beta2: ", "beta1: beta2: ")
     assert [f.name for f in settings if f"{f.name}: " not in named] == []
 
 
 @pytest.mark.parametrize(("cls", "settings", "name"), INVALID)
 def test_invalid_settings_are_refused_by_name(
-    cls: type[OptimiserSpec], settings: dict[str, Any], name: str
+    cls: type[OptimizerSpec], settings: dict[str, Any], name: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: .*expected .*, got "):
         cls(**settings)
@@ -149,7 +151,7 @@ def test_invalid_settings_are_refused_by_name(
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("spec", ALL)
 def test_every_parameter_is_in_one_group_and_only_weights_are_regularised(
-    spec: OptimiserSpec, network: str
+    spec: OptimizerSpec, network: str
 ) -> None:
     model = made(NETWORKS[network])
     groups = spec.build(model).param_groups
@@ -166,8 +168,8 @@ def test_every_parameter_is_in_one_group_and_only_weights_are_regularised(
 
 
 @pytest.mark.parametrize("spec", SPARSE)
-def test_biases_and_batch_norm_move_as_without_a_regulariser(spec: OptimiserSpec) -> None:
-    def after_one_step(used: OptimiserSpec) -> dict[str, Tensor]:
+def test_biases_and_batch_norm_move_as_without_a_regulariser(spec: OptimizerSpec) -> None:
+    def after_one_step(used: OptimizerSpec) -> dict[str, Tensor]:
         return dict(natural(1, used)[0].named_parameters())
 
     plain, weights = dataclasses.replace(spec, lam=0.0), set(prunable(tiny()))
@@ -178,7 +180,7 @@ def test_biases_and_batch_norm_move_as_without_a_regulariser(spec: OptimiserSpec
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("spec", ALL)
-def test_trains_any_network(spec: OptimiserSpec, network: str) -> None:
+def test_trains_any_network(spec: OptimizerSpec, network: str) -> None:
     loop = Loop([], spec, NETWORKS[network]).run(6)
     assert all(torch.isfinite(torch.tensor(loop.losses)))
     start = made(NETWORKS[network]).state_dict()
@@ -190,7 +192,7 @@ def test_trains_any_network(spec: OptimiserSpec, network: str) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("sparse", "dense"), WITHOUT_LAMBDA)
 def test_without_lambda_it_is_the_dense_one(
-    sparse: OptimiserSpec, dense: OptimiserSpec, network: str
+    sparse: OptimizerSpec, dense: OptimizerSpec, network: str
 ) -> None:
     one, other = (Loop([], s, lambda: Double(NETWORKS[network])).run(4 * EPOCH) for s in (sparse, dense))
     pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
@@ -200,7 +202,7 @@ def test_without_lambda_it_is_the_dense_one(
 
 
 @pytest.mark.parametrize("spec", ALL)
-def test_saved_in_the_middle_of_a_run_it_goes_on_bit_for_bit(spec: OptimiserSpec) -> None:
+def test_saved_in_the_middle_of_a_run_it_goes_on_bit_for_bit(spec: OptimizerSpec) -> None:
     unbroken = Loop([], spec).run(4)
     state = unbroken.saved()
     unbroken.run(4)
@@ -219,7 +221,7 @@ SCHEDULED: dict[str, tuple[ScheduleSpec, list[float]]] = {  # and its factors of
 }
 
 
-def scheduled(spec: OptimiserSpec, schedule: ScheduleSpec, epochs: int = 4) -> tuple[nn.Module, list[float]]:
+def scheduled(spec: OptimizerSpec, schedule: ScheduleSpec, epochs: int = 4) -> tuple[nn.Module, list[float]]:
     loop = Loop([], spec)
     clock = schedule.build(loop.optimizer, epochs, EPOCH)
     rates = []
@@ -235,7 +237,7 @@ def scheduled(spec: OptimiserSpec, schedule: ScheduleSpec, epochs: int = 4) -> t
 
 @pytest.mark.parametrize("schedule", SCHEDULED)
 @pytest.mark.parametrize("spec", ALL)
-def test_schedules_set_the_rate_of_all_groups(spec: OptimiserSpec, schedule: str) -> None:
+def test_schedules_set_the_rate_of_all_groups(spec: OptimizerSpec, schedule: str) -> None:
     made_of, factors = SCHEDULED[schedule]
     model, rates = scheduled(spec, made_of)
     assert rates == pytest.approx([spec.lr * f for f in factors])
@@ -245,7 +247,7 @@ def test_schedules_set_the_rate_of_all_groups(spec: OptimiserSpec, schedule: str
 
 
 @pytest.mark.parametrize("spec", ALL)
-def test_one_cycle_goes_by_steps(spec: OptimiserSpec) -> None:
+def test_one_cycle_goes_by_steps(spec: OptimizerSpec) -> None:
     model, rates = scheduled(spec, OneCycle(warm_up=0.5, start_divisor=10.0))
     assert rates[0] == pytest.approx(spec.lr / 10)
     assert max(rates) > 5 * rates[0]
@@ -257,7 +259,7 @@ def test_the_schedules_tried_are_all_there_are() -> None:
 
 
 @pytest.mark.parametrize(("sparse", "dense"), WITHOUT_LAMBDA[:1] + WITHOUT_LAMBDA[4:7:2])
-def test_a_schedule_acts_on_it_as_on_the_dense_one(sparse: OptimiserSpec, dense: OptimiserSpec) -> None:
+def test_a_schedule_acts_on_it_as_on_the_dense_one(sparse: OptimizerSpec, dense: OptimizerSpec) -> None:
     for schedule in (SCHEDULED["multistep"][0], OneCycle()):
         (a, _), (b, _) = scheduled(sparse, schedule), scheduled(dense, schedule)
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
@@ -286,7 +288,7 @@ def test_whatever_holds_zeros_is_tried() -> None:
 
 @pytest.mark.parametrize("holder", HOLDING)
 @pytest.mark.parametrize("spec", ALL)
-def test_held_zeros_stay_exactly_zero(spec: OptimiserSpec, holder: str) -> None:
+def test_held_zeros_stay_exactly_zero(spec: OptimizerSpec, holder: str) -> None:
     loop = Loop([fresh(HOLDING[holder])], spec, chain)
     held = 0
     while loop.count < 3 * EPOCH:
@@ -307,7 +309,7 @@ def test_held_zeros_stay_exactly_zero(spec: OptimiserSpec, holder: str) -> None:
 
 
 @pytest.mark.parametrize("spec", ALL)
-def test_the_weights_left_go_on_training(spec: OptimiserSpec) -> None:
+def test_the_weights_left_go_on_training(spec: OptimizerSpec) -> None:
     loop = Loop([MagnitudePrune(sparsity=50.0)], spec, chain)
     before = {k: v.detach().clone() for k, v in prunable(loop.model).items()}
     loop.run(3 * EPOCH)
@@ -318,7 +320,7 @@ def test_the_weights_left_go_on_training(spec: OptimiserSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPARSE)
-def test_a_projection_is_met_under_a_sparse_optimiser(spec: OptimiserSpec) -> None:
+def test_a_projection_is_met_under_a_sparse_optimizer(spec: OptimizerSpec) -> None:
     loop = Loop([ADMM(sparsity=90.0, layers="all")], spec, chain).run(2 * EPOCH)
     weights = prunable(loop.deployed()).values()
     for w in weights:

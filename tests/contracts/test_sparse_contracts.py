@@ -25,7 +25,7 @@ from defenses import (
     NetworkSlimming,
     prunable,
 )
-from robustbench_sparse.config.optimizers import Adam, OptimiserSpec
+from robustbench_sparse.config.optimizers import AdamSpec, OptimizerSpec
 from robustbench_sparse.sparsity.claims import against_asked, refusal
 from robustbench_sparse.sparsity.counting import count_layers
 from tests.contracts.test_defense_contracts import STRONG, cases
@@ -44,13 +44,13 @@ PARTNERS: dict[str, list[Defense]] = {
 
 
 @functools.cache
-def logits_without(partner: str, optimiser: OptimiserSpec) -> Tensor:
+def logits_without(partner: str, optimizer: OptimizerSpec) -> Tensor:
     """Logits after 7 steps of the partner alone."""
-    return Loop([fresh(d) for d in PARTNERS[partner]], optimiser).run(7).logits()
+    return Loop([fresh(d) for d in PARTNERS[partner]], optimizer).run(7).logits()
 
 
 def together(case: Case, partner: str) -> Loop:
-    return Loop([*map(fresh, PARTNERS[partner]), fresh(case.defense)], case.optimiser)
+    return Loop([*map(fresh, PARTNERS[partner]), fresh(case.defense)], case.optimizer)
 
 
 def shortfall(defense: Defense, model: nn.Module, deployed: nn.Module) -> str:
@@ -75,7 +75,7 @@ def test_composes_with_what_defends(case: Case, partner: str) -> None:
     unbroken.run(3)
     assert all(torch.isfinite(torch.tensor(unbroken.losses)))
     assert unbroken.logits().isfinite().all()
-    assert not torch.allclose(logits_without(partner, case.optimiser), unbroken.logits(), atol=1e-4)
+    assert not torch.allclose(logits_without(partner, case.optimizer), unbroken.logits(), atol=1e-4)
     assert unbroken.losses[:4] != case.loop().run(4).losses  # the partner acts, too
 
     deployed = unbroken.deployed()
@@ -92,7 +92,7 @@ NETWORKS: dict[str, tuple[list[Defense], Callable[[], nn.Module]]] = {
     "chain": ([], chain),
     "ensemble": ([EnResNet()], tiny),
 }
-OPTIMISERS: dict[str, OptimiserSpec] = {"momentum": MOMENTUM, "adam": Adam(lr=0.02, weight_decay=1e-3)}
+OPTIMIZERS: dict[str, OptimizerSpec] = {"momentum": MOMENTUM, "adam": AdamSpec(lr=0.02, weight_decay=1e-3)}
 BINDING: dict[str, list[Defense]] = {
     "admm": [
         ADMM(sparsity=93.0, rho=0.5),
@@ -149,12 +149,12 @@ def test_the_table_holds_all_that_ask() -> None:
     assert {id.rpartition("-")[0] for id in asking - goals} | {"network_slimming"} == set(BINDING)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("case", cases(BINDING))
-def test_a_binding_share_is_met_by_the_deployed_network(case: Case, network: str, optimiser: str) -> None:
+def test_a_binding_share_is_met_by_the_deployed_network(case: Case, network: str, optimizer: str) -> None:
     partners, make = NETWORKS[network]
-    loop = Loop([*map(fresh, partners), fresh(case.defense)], OPTIMISERS[optimiser], make)
+    loop = Loop([*map(fresh, partners), fresh(case.defense)], OPTIMIZERS[optimizer], make)
     defense, before = loop.defenses[-1], claim(loop.defenses[-1], loop.model)
     loop.run(2 * EPOCH + 1)
     deployed = loop.deployed()

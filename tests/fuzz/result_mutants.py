@@ -22,7 +22,7 @@ from robustbench_sparse.reporting.curve import curve
 from robustbench_sparse.reporting.explain import explain
 from robustbench_sparse.reporting.history import collect
 from robustbench_sparse.reporting.layers import count
-from robustbench_sparse.reporting.leaderboard import aggregate, fold
+from robustbench_sparse.reporting.leaderboard import aggregate, tabulate
 from robustbench_sparse.reporting.reference import check
 from robustbench_sparse.reporting.tables import text_of
 from robustbench_sparse.runs.manifest import read_manifest
@@ -60,7 +60,9 @@ def readers(folder: Path, reference: Path) -> list[Callable[[], object]]:
     first, last = runs[0], runs[-1]
     return [
         lambda: [
-            text_of([t, aggregate(t)], form) for t in [fold(folder)] for form in ("csv", "markdown", "latex")
+            text_of([t, aggregate(t)], form)
+            for t in [tabulate(folder)]
+            for form in ("csv", "markdown", "latex")
         ],
         lambda: check(folder, reference),
         lambda: compare_runs(first, last),

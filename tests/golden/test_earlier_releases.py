@@ -14,7 +14,7 @@ import torch
 
 from robustbench_sparse.data.digits import Digits
 from robustbench_sparse.reporting.explain import explain
-from robustbench_sparse.reporting.leaderboard import aggregate, fold
+from robustbench_sparse.reporting.leaderboard import aggregate, tabulate
 from robustbench_sparse.reporting.tables import to_csv
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import read_manifest
@@ -25,7 +25,7 @@ SINCE = ["precision"]  # columns that have come since
 
 
 def test_the_leaderboard_is_the_one_of_then() -> None:
-    table = fold(TINY)
+    table = tabulate(TINY)
     assert table["status"].tolist() == ["ok"] * 4
     assert to_csv(table.drop(columns=SINCE)) == (TINY / "leaderboard.csv").read_text()
     seeds = aggregate(table).drop(columns=SINCE)
@@ -33,7 +33,7 @@ def test_the_leaderboard_is_the_one_of_then() -> None:
 
 
 def test_its_precision_is_known() -> None:
-    assert fold(TINY)["precision"].tolist() == ["fp32", "fp32", "bf16", "bf16"]
+    assert tabulate(TINY)["precision"].tolist() == ["fp32", "fp32", "bf16", "bf16"]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)

@@ -19,7 +19,7 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 
 PIXELS, EPS, COUNT = 16, 8.4 / 255, 12  # a radius whose steps leave the 8-bit grid
 THREAT = Threat(eps=EPS)
@@ -191,7 +191,7 @@ def judged(
     threat: Threat = THREAT,
 ) -> pd.DataFrame:
     """The judge's table of an attack."""
-    judge = Judge(model.eval(), images or data(), folder, Protocol(seed=1), "w", Silent())
+    judge = Judge(model.eval(), images or data(), folder, JudgeSettings(seed=1), "w", Silent())
     return judge.attack(AttackPlan("a", "a", attack, threat))
 
 

@@ -1,4 +1,4 @@
-"""What the contracts of defenses and optimisers share: small networks, and a training loop of nothing but hooks."""
+"""What the contracts of defenses and optimizers share: small networks, and a training loop of nothing but hooks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, Threat, noise_from
-from defenses import Defense, Step, overrides
-from robustbench_sparse.config.optimizers import SGD, OptimiserSpec
+from defenses import Defense, Step
+from defenses.base import overrides
+from robustbench_sparse.config.optimizers import OptimizerSpec, SGDSpec
 from tests.helpers.zeros import zero_shares
 
 ROWS, BATCH, EPOCH = 24, 8, 3  # images, images a batch, steps an epoch
 X = torch.rand(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(3, (ROWS,), generator=torch.Generator().manual_seed(2))
-MOMENTUM = SGD(lr=0.1, momentum=0.9, weight_decay=5e-4)
+MOMENTUM = SGDSpec(lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 class Block(nn.Module):
@@ -55,11 +56,11 @@ class Case:
     """A defense, what it is trained with, and whether it leaves zeros in the network that is judged."""
 
     defense: Defense
-    optimiser: OptimiserSpec = MOMENTUM
+    optimizer: OptimizerSpec = MOMENTUM
     zeros: bool = True
 
     def loop(self) -> Loop:
-        return Loop([fresh(self.defense)], self.optimiser)
+        return Loop([fresh(self.defense)], self.optimizer)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ class Loop:
     def __init__(
         self,
         defenses: list[Defense],
-        spec: OptimiserSpec = MOMENTUM,
+        spec: OptimizerSpec = MOMENTUM,
         network: Callable[[], nn.Module] = tiny,
     ) -> None:
         make = network
@@ -194,7 +195,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def natural(
-    steps: int, spec: OptimiserSpec = MOMENTUM, network: Callable[[], nn.Module] = tiny
+    steps: int, spec: OptimizerSpec = MOMENTUM, network: Callable[[], nn.Module] = tiny
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Plain PyTorch training."""
     model = made(network)

@@ -14,7 +14,7 @@ IMAGES, LABELS = (
     torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(1)),
     torch.randint(10, (32,), generator=torch.Generator().manual_seed(2)),
 )
-OPTIMISERS = {
+OPTIMIZERS = {
     "momentum": lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, weight_decay=5e-3),
     "adam": lambda ps: torch.optim.Adam(ps, lr=1e-2, weight_decay=1e-3),
     "linbreg": lambda ps: LinBreg(ps, lr=0.05, lam=1e-3, momentum=0.9),

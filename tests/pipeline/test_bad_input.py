@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     ),
     "unknown model": (put("model", "name", value="resnet"), ["model.name", "resnet"]),
     "unknown dataset": (put("data", "name", value="mnits"), ["data.name", "mnits", "mnist"]),
-    "unknown optimiser": (put("train", "optimizer", value={"name": "sdg"}), ["train.optimizer.name", "sgd"]),
+    "unknown optimizer": (put("train", "optimizer", value={"name": "sdg"}), ["train.optimizer.name", "sgd"]),
     "class of one's own that is none": (
         put("attacks", "pgd", value={"name": "json:loads"}),
         ["attacks.pgd.name", "attacks.base.Attack"],

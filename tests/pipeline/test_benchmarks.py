@@ -50,7 +50,7 @@ def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> No
         "ensemble",
         "rgsm-step",
         "rgsm-update",
-        "sparse-optimisers",
+        "sparse-optimizers",
         "rvsm-step",
         "shrunk",
         "mlp-epoch",
@@ -164,12 +164,12 @@ def test_scaling_replaces_the_tables_of_a_page_and_nothing_else(tmp_path: Path) 
 def test_the_folder_made_for_folding_is_a_whole_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustbench_sparse.reporting.leaderboard import fold
+    from robustbench_sparse.reporting.leaderboard import tabulate
 
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.folding import main, make
 
-    table = fold(make(tmp_path / "made", 3, 20, 2))
+    table = tabulate(make(tmp_path / "made", 3, 20, 2))
     assert list(table["status"]) == ["ok"] * 3
     assert list(table["n"]) == [20] * 3
     assert table[["attack0", "attack1", "worst", "rank"]].notna().all(axis=None)

@@ -174,7 +174,7 @@ def defense(**entry: Any) -> dict[str, Any]:
     return {"defenses": [entry]}
 
 
-def optimiser(**entry: Any) -> dict[str, Any]:
+def optimizer(**entry: Any) -> dict[str, Any]:
     return {"train": {"optimizer": {"name": "linbreg", "lam": 0.1, **entry}}}
 
 
@@ -182,8 +182,8 @@ ROUNDS = {"name": "magnitude_prune", "sparsity": 50.0, "rounds": 4}
 AT, OPTIMIZER = "runs.r.defenses.0", "runs.r.train.optimizer"
 # A run, changes at the top of the file -> parts that the line must hold.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "unknown regulariser of an optimiser": (
-        optimiser(conv="l3"),
+    "unknown regulariser of an optimizer": (
+        optimizer(conv="l3"),
         {},
         [f"{OPTIMIZER}.conv:", "nuclear", "'l3'"],
     ),
@@ -193,12 +193,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         [f"{AT}.regulariser:", "transformed_l1", "'lasso'"],
     ),
     "unknown setting of a regulariser": (
-        optimiser(linear={"name": "group_lasso", "groups": "row"}),
+        optimizer(linear={"name": "group_lasso", "groups": "row"}),
         {},
         [f"{OPTIMIZER}.linear:", "weighted", "'groups'"],
     ),
     "a regulariser's setting of the wrong type": (
-        optimiser(linear={"name": "transformed_l1", "a": "one"}),
+        optimizer(linear={"name": "transformed_l1", "a": "one"}),
         {},
         [f"{OPTIMIZER}.linear: a: expected a finite number > 0, got 'one'"],
     ),
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     ),
     "a regulariser that is a number": (defense(name="lasso", lam=0.1, conv=3), {}, [f"{AT}.conv:", "got 3"]),
     "a regulariser of groups that linear layers lack": (
-        optimiser(linear={"name": "group_l0", "group": "kernel"}),
+        optimizer(linear={"name": "group_l0", "group": "kernel"}),
         {},
         [f"{OPTIMIZER}.linear: group: expected a weight with kernels"],
     ),
@@ -221,7 +221,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["runs.r: regulariser: group: expected a weight with kernels"],
     ),
     "a target of everything": (
-        {**optimiser(), **defense(name="target_sparsity", target=100)},
+        {**optimizer(), **defense(name="target_sparsity", target=100)},
         {},
         [f"{AT}.target:", "(0, 100)", "100"],
     ),
@@ -231,23 +231,23 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         [f"{AT}.target_sparsity:", "(0, 100)", "0.0"],
     ),
     "a target as a text": (defense(name="target_sparsity", target="90%"), {}, [f"{AT}.target:", "'90%'"]),
-    "a target for a dense optimiser": (
+    "a target for a dense optimizer": (
         defense(name="target_sparsity", target=90.0),
         {},
         [f"{AT}: target_sparsity:", "regulariser", "SGD"],
     ),
     "a target without a lambda": (
-        {**optimiser(lam=0.0), **defense(name="target_sparsity", target=90.0)},
+        {**optimizer(lam=0.0), **defense(name="target_sparsity", target=90.0)},
         {},
         [f"{AT}: target_sparsity: expected lam > 0"],
     ),
     "a target of channels that there are none of": (
-        {**optimiser(), **defense(name="target_sparsity", target=90.0, kind="channel"), "model": PLAIN},
+        {**optimizer(), **defense(name="target_sparsity", target=90.0, kind="channel"), "model": PLAIN},
         {},
         ["runs.r: target_sparsity:", "channels"],
     ),
-    "a negative lambda": (optimiser(lam=-1.0), {}, [f"{OPTIMIZER}.lam:", "-1.0"]),
-    "an optimiser's setting of another one": (optimiser(beta1=0.9), {}, [f"{OPTIMIZER}.beta1:", "delta"]),
+    "a negative lambda": (optimizer(lam=-1.0), {}, [f"{OPTIMIZER}.lam:", "-1.0"]),
+    "an optimizer's setting of another one": (optimizer(beta1=0.9), {}, [f"{OPTIMIZER}.beta1:", "delta"]),
     "l0 in a loss": (
         defense(name="lasso", lam=0.1, linear="l0"),
         {},
@@ -306,7 +306,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "defenses": [{**ROUNDS, "stages": [0]}, {"name": "hold_zeros", "stages": [1]}],
         "train": {"stages": [{"epochs": 4}, {}]},
     },
-    "target": {**optimiser(), **defense(name="target_sparsity", target=90.0)},
+    "target": {**optimizer(), **defense(name="target_sparsity", target=90.0)},
 }
 
 

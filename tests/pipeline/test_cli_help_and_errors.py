@@ -20,7 +20,7 @@ from robustbench_sparse.cli import main as cli
 from robustbench_sparse.cli.listing import TABLES
 from robustbench_sparse.config.plugins import import_object
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.seals import seal
 
 VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve")
@@ -236,7 +236,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def work(what: Any, **arguments: Any) -> pd.DataFrame:
         seen.update(what=what, **arguments)
-        return fold(seen["folder"])
+        return tabulate(seen["folder"])
 
     monkeypatch.setattr(benchmark, "run_benchmark", work)
     monkeypatch.setattr(evaluation, "evaluate", work)

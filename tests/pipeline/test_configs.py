@@ -1,4 +1,4 @@
-"""Every benchmark file of the project: it is read, its networks fit its images, its optimisers build."""
+"""Every benchmark file of the project: it is read, its networks fit its images, its optimizers build."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_there_are_configs() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_networks_fit_and_optimisers_build(path: Path) -> None:
+def test_networks_fit_and_optimizers_build(path: Path) -> None:
     plan = load(path)
     assert plan.config.name == path.stem
     shape = IMAGES[plan.dataset_name]
@@ -36,7 +36,7 @@ def test_networks_fit_and_optimisers_build(path: Path) -> None:
         with torch.device("meta"):
             model = build_network(run.model, [d.build() for d in run.defenses], *shape, seed=0)
         for stage in run.stages:
-            optimizer = stage.optimiser.build(model)
+            optimizer = stage.optimizer.build(model)
             held = [id(p) for group in optimizer.param_groups for p in group["params"]]
             assert sorted(held) == sorted(id(p) for p in model.parameters())
             stage.schedule.build(optimizer, stage.config.epochs, 10)

@@ -17,7 +17,7 @@ from defenses.base import Defense, Step
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.reporting.reference import check
 from tests.helpers.small import small
 
@@ -32,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_is_the_fold_of_the_folder(results: Path) -> None:
-    table = fold(results)
+    table = tabulate(results)
     assert table["run"].tolist() == ["natural", "all"]
     assert table["status"].tolist() == ["ok", "ok"]
     assert (table["n"] == 96).all()
@@ -49,7 +49,7 @@ def test_the_table_is_the_fold_of_the_folder(results: Path) -> None:
 
 
 def test_natural_training_learns_and_the_attack_bites(results: Path) -> None:
-    natural = fold(results).set_index("run").loc["natural"]
+    natural = tabulate(results).set_index("run").loc["natural"]
     assert natural["clean"] > 30, "chance is 10"
     assert natural["pgd"] < natural["clean"] - 20
 
@@ -83,7 +83,7 @@ def same_network() -> nn.Module:
 
 def test_evaluating_a_run_gives_the_leaderboards_numbers(results: Path) -> None:
     """The same images, weights and threat: deterministic attacks give the same verdicts."""
-    row = fold(results).set_index("run").loc["natural"]
+    row = tabulate(results).set_index("run").loc["natural"]
     table = evaluate(results / "runs" / row["run_id"], attacks={"fgsm": "fgsm"}, limit=96)
     assert table["clean"][0] == pytest.approx(row["clean"])
     assert table["fgsm"][0] == pytest.approx(row["fgsm"])
@@ -197,7 +197,7 @@ def test_compare_counts_the_flips_of_two_runs(results: Path, tmp_path: Path) -> 
     from robustbench_sparse.cli.main import app
     from robustbench_sparse.reporting.comparison import compare_runs
 
-    table = fold(results)
+    table = tabulate(results)
     one, two = (results / "runs" / run_id for run_id in table["run_id"])
     found = compare_runs(one, two).set_index("attack")
     assert found.index.tolist() == RATES

@@ -15,7 +15,7 @@ from robustbench_sparse import run_benchmark
 from robustbench_sparse.cli.main import app
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.runs.folder import locate
+from robustbench_sparse.runs.record import locate
 from tests.helpers.small import small
 
 BF16: dict[str, Any] = {
@@ -117,7 +117,7 @@ def test_verdicts_are_counted_on_the_network_itself(tmp_path: Path) -> None:
     from robustbench_sparse.data.loading import load_dataset
     from robustbench_sparse.engine.fast import FastNetwork
     from robustbench_sparse.foundation.progress import Silent
-    from robustbench_sparse.judging.judge import Judge, Protocol
+    from robustbench_sparse.judging.judge import Judge, JudgeSettings
 
     run_benchmark(small(**BF16), out=tmp_path)
     plan = resolve(small(**BF16))
@@ -134,7 +134,7 @@ def test_verdicts_are_counted_on_the_network_itself(tmp_path: Path) -> None:
         model,
         data,
         tmp_path / "again",
-        Protocol(seed=1, batch_size=96),
+        JudgeSettings(seed=1, batch_size=96),
         "w",
         Silent(),
         "",

@@ -25,7 +25,7 @@ from defenses import DEFENSES
 from robustbench_sparse.benchmark import run_benchmark
 from robustbench_sparse.cli import main as cli
 from robustbench_sparse.config.load import resolve
-from robustbench_sparse.config.optimizers import OPTIMISERS
+from robustbench_sparse.config.optimizers import OPTIMIZERS
 from robustbench_sparse.judging.relatives import parent_of, twin_of
 
 PERCEPTRON = {"name": "mlp", "hidden": [32], "batch_norm": True}
@@ -177,7 +177,7 @@ def test_the_benchmark_has_every_method() -> None:
     assert {key for key, cls in DEFENSES.items() if cls.sparsifies} <= named
     trains = [t for run in runs for t in (run.get("train", {}), *run.get("train", {}).get("stages", []))]
     used = {t["optimizer"]["name"] for t in trains if "optimizer" in t}
-    assert {key for key, cls in OPTIMISERS.items() if cls.sparsifies} <= used
+    assert {key for key, cls in OPTIMIZERS.items() if cls.sparsifies} <= used
 
 
 @pytest.mark.parametrize("label", RUNS)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from defenses import DEFENSES
 from robustbench_sparse.config.load import resolve
-from robustbench_sparse.config.optimizers import OPTIMISERS
+from robustbench_sparse.config.optimizers import OPTIMIZERS
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.training.trainer import Trainer
@@ -83,11 +83,11 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_all_defenses_and_optimisers_are_watched() -> None:
+def test_all_defenses_and_optimizers_are_watched() -> None:
     named = {entry["name"] for run in RUNS.values() for entry in run.get("defenses", [])}
     assert named == set(DEFENSES)
     tried = {run["train"]["optimizer"]["name"] for run in RUNS.values() if "train" in run}
-    assert tried == set(OPTIMISERS) - {"adam", "adamw"}  # torch's count their steps in a tensor on the host
+    assert tried == set(OPTIMIZERS) - {"adam", "adamw"}  # torch's count their steps in a tensor on the host
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

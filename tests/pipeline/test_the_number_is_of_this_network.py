@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.reporting.leaderboard import fold
+from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.names import RECORD
 from tests.helpers import linear_nets
 from tests.helpers.linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
@@ -63,7 +63,7 @@ def test_two_networks_of_one_name_are_two_rows(tmp_path: Path, monkeypatch: pyte
     write_net(tmp_path, "net_b", NEGATED)
     assert judge(tmp_path / "out", "net_a:net") == pytest.approx(truth())
     assert judge(tmp_path / "out", "net_b:net") == pytest.approx(truth(sign=-1))
-    table = fold(tmp_path / "out")
+    table = tabulate(tmp_path / "out")
     assert len(table) == 2
     assert table["run"].nunique() == 2
     assert table["clean"].tolist() == pytest.approx([truth()["clean"], truth(sign=-1)["clean"]])
@@ -306,7 +306,7 @@ def test_a_file_edited_by_hand_is_named(trained: Path, tmp_path: Path, name: str
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[:-2] + b"1" + whole[-1:])
     with pytest.raises(UserError, match=rf"{name}: changed since it was stored"):
-        fold(tmp_path / "own")
+        tabulate(tmp_path / "own")
 
 
 def test_verdicts_lifted_by_hand_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_verdicts_lifted_by_hand_are_refused(trained: Path, tmp_path: Path) -> N
     path = run / "outcomes/fgsm.csv"
     pd.read_csv(path).assign(adv_correct=1).to_csv(path, index=False)
     with pytest.raises(UserError, match=r"fgsm\.csv: changed since it was stored"):
-        fold(tmp_path / "own")
+        tabulate(tmp_path / "own")
 
 
 def test_a_run_heals_an_outcome_that_was_changed(trained: Path, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_status_that_is_none_is_a_failure(trained: Path, tmp_path: Path) -> No
     path = run / "outcomes/fgsm.csv"
     pd.read_csv(path).assign(status="banana").to_csv(path, index=False)
     seal(run)
-    row = fold(tmp_path / "own").set_index("run").loc["natural"]
+    row = tabulate(tmp_path / "own").set_index("run").loc["natural"]
     assert "no verdict" in row["status"]
     assert "banana" in row["status"]
     assert pd.isna(row["fgsm"])

@@ -28,7 +28,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.foundation.progress import Silent as NoProgress
 from robustbench_sparse.foundation.streams import derive
-from robustbench_sparse.judging.judge import Judge, Protocol, seeks_smallest
+from robustbench_sparse.judging.judge import Judge, JudgeSettings, seeks_smallest
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcomes import JUDGED
 from robustbench_sparse.runs.rebuild import has_recipe
@@ -369,7 +369,7 @@ def _fails_open() -> list[str]:
     out = []
     with tempfile.TemporaryDirectory() as scratch:
         data, folder = PreparedData(toy, validation=0), Path(scratch)
-        judge = Judge(first, data, folder, Protocol(seed=0), "self-test", NoProgress())
+        judge = Judge(first, data, folder, JudgeSettings(seed=0), "self-test", NoProgress())
         for label, attack in (("raises", _Raises()), ("nan", _NotANumber())):
             table = judge.attack(AttackPlan(label, label, attack, Threat()))
             verdicts = int(table["adv_correct"].notna().sum()) if "adv_correct" in table else 0

@@ -69,7 +69,7 @@ ACCURACY_FALLS_WITH_EPS = Check(
     title="accuracy falls as eps grows",
     source=f"{CARLINI}; {ATHALYE}",
     rule="over eight eps, accuracy nowhere rises by more than tau",
-    meaning="A larger ball holds the smaller one, so a rise means that the optimiser fails.",
+    meaning="A larger ball holds the smaller one, so a rise means that the optimizer fails.",
     advice="More steps, other step sizes, random restarts; then judge again.",
     run=accuracy_falls_with_eps,
 )

@@ -25,7 +25,7 @@ from robustbench_sparse.evaluation import evaluate
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, PassCounter, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings, PassCounter
 from tests.helpers.attack_models import Shaky, digits_net, streams
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -355,7 +355,7 @@ def test_judged_on_digits_and_the_batch_size_belongs_to_the_outcome(tmp_path: Pa
     net, _, _ = digits()
 
     def judge(batch_size: int) -> Judge:
-        return Judge(net, data, tmp_path, Protocol(seed=0, batch_size=batch_size), "net", Silent())
+        return Judge(net, data, tmp_path, JudgeSettings(seed=0, batch_size=batch_size), "net", Silent())
 
     table = judge(30).attack(plan.attacks[0])
     meta = read_json(tmp_path / "outcomes" / "ta.json")

@@ -22,7 +22,7 @@ from robustbench_sparse.certificate.subject import Subject
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.reporting.explain import explain
-from robustbench_sparse.reporting.leaderboard import aggregate, fold
+from robustbench_sparse.reporting.leaderboard import aggregate, tabulate
 from robustbench_sparse.runs.certificate_record import (
     BELIEVABLE,
     DOUBTFUL,
@@ -219,7 +219,7 @@ def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]
 
 def test_worst_takes_in_what_the_checks_found_and_refuted_rows_rank_last(tmp_path: Path) -> None:
     robust, weak = [1.0] * 96, [1.0] * 48 + [0.0] * 48
-    table = fold(
+    table = tabulate(
         folder(
             tmp_path,
             {

@@ -33,7 +33,7 @@ from robustbench_sparse.data.digits import Digits
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import load_weights, read_json, save_weights, write_json
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.rebuild import has_recipe
 from robustbench_sparse.sparsity.counting import count_sparsity
@@ -148,7 +148,7 @@ def trained(
 
 
 def judged(model: nn.Module, data: PreparedData, folder: Path, plans: list[AttackPlan]) -> Context:
-    judge = Judge(model, data, folder, Protocol(seed=0), "weights/data", Silent())
+    judge = Judge(model, data, folder, JudgeSettings(seed=0), "weights/data", Silent())
     tables = {p.label: judge.attack(p) for p in plans}
     return Context(plans=plans, outcomes={"clean": judge.clean(), **tables})
 

@@ -21,7 +21,7 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.judging.relatives import Relative, Relatives
 from tests.helpers.certificate_subjects import CLASSES, EPS, FIRST, digits, trained
 
@@ -72,7 +72,7 @@ def judged(net: nn.Module, attacks: list[tuple[str, Attack]], folder: Path, kin:
     """A network judged and examined as a benchmark does it; its certificate and its rates in percent."""
     threat = Threat(eps=EPS)
     plans = [AttackPlan(f"{name}{i}", name, attack, threat) for i, (name, attack) in enumerate(attacks)]
-    protocol = Protocol(seed=1, batch_size=128, draws=10)
+    protocol = JudgeSettings(seed=1, batch_size=128, draws=10)
     judge = Judge(net, data(), folder, protocol, "weights", Silent())
     judge.everything(plans)
     with pytest.MonkeyPatch.context() as patch:

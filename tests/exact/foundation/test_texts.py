@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from robustbench_sparse.cli import main as cli
 from robustbench_sparse.foundation import texts
-from robustbench_sparse.foundation.progress import RichShow
+from robustbench_sparse.foundation.progress import RichProgress
 from robustbench_sparse.reporting import comparison, curve, history
 from robustbench_sparse.reporting import explain as reading
 from robustbench_sparse.reporting import layers as layer_tables
@@ -36,7 +36,7 @@ UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066
 
 
 def leaderboard(**changes: Any) -> pd.DataFrame:
-    """One row of the columns of ``fold``."""
+    """One row of the columns of ``tabulate``."""
     row: dict[str, Any] = {"benchmark": "tiny", "run": "a", "seed": 0, "dataset": "digits", "model": "mlp()"}
     row |= {"defenses": "", "precision": "fp32", "n": 1000, "clean": 90.0, "clean_lo": 88.0, "clean_hi": 92.0}
     row |= {"rank": 1, "rank_seeds": 1, "verdict": "believable", "flags": "", "weight_sparsity": 10.0}
@@ -290,7 +290,7 @@ def test_bars_and_notes_take_no_markup(terminal: bool) -> None:
     console = Console(file=out, width=200, force_terminal=terminal, color_system=None)
     hostile = "[red]a[/red]:bug:\x9b31m\u202e"
     shown = r"[red]a[/red]:bug:\x9b31m\u202e"
-    with RichShow(console) as bars:
+    with RichProgress(console) as bars:
         bars.note(hostile)
         task = bars.start(hostile, 2, f"u{hostile}")
         task.advance(1, f"i{hostile}")

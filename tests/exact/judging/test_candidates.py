@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.base import Attack, SampleRandom, Threat
 from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from tests.helpers.accidents import EPS, THREAT, Linear, data, judged, prepared, subject, tensors, truth
 
 # Candidates that are no images ----------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class GivesAtOnce(Gives):
 @pytest.mark.parametrize("kind", [Gives, GivesAtOnce])
 @pytest.mark.parametrize("what", ["one image", "flat", "complex", "meta", "integers", "a list", "nothing"])
 def test_candidates_that_are_no_images_are_a_crash(tmp_path: Path, kind: type[Gives], what: str) -> None:
-    judge = Judge(Linear().eval(), data(), tmp_path, Protocol(seed=1), "w", Silent())
+    judge = Judge(Linear().eval(), data(), tmp_path, JudgeSettings(seed=1), "w", Silent())
     plan = AttackPlan("a", "a", kind(what=what), THREAT)
     assert len(judge.attack(plan)) == 0
     about = (tmp_path / "outcomes/a.json").read_text()

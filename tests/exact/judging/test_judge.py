@@ -19,7 +19,7 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 
 N = 24
 
@@ -48,7 +48,7 @@ def images() -> PreparedData:
 
 
 def judge(folder: Path, model: nn.Module, batch_size: int = 5, draws: int = 4) -> Judge:
-    protocol = Protocol(seed=3, batch_size=batch_size, draws=draws)
+    protocol = JudgeSettings(seed=3, batch_size=batch_size, draws=draws)
     return Judge(model.eval(), images(), folder, protocol, "weights", Silent())
 
 
@@ -137,7 +137,7 @@ class NotANumber(Attack):
 @pytest.mark.parametrize(("attack", "network"), [(NotANumber(), Threshold()), (Shift(), Threshold(0.55))])
 def test_a_value_that_is_not_finite_is_no_verdict(tmp_path: Path, attack: Attack, network: nn.Module) -> None:
     """Neither a candidate of NaN nor logits of NaN count as robust, though argmax would pick class 0."""
-    j = Judge(network.eval(), images(), tmp_path, Protocol(seed=3), "weights", Silent())
+    j = Judge(network.eval(), images(), tmp_path, JudgeSettings(seed=3), "weights", Silent())
     table = j.attack(plan(attack))
     lost = table["status"] == "nonfinite"
     assert lost.sum() >= 10

@@ -27,7 +27,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.judging.judge import Judge, Protocol
+from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.reporting.curve import curve, plot, text_of
 from robustbench_sparse.runs.outcomes import verdicts
 from robustbench_sparse.runs.seals import seal
@@ -89,7 +89,7 @@ class Straight(Attack):
 def judged(home: Path, *, norm: Norm = "linf", eps: float = 0.02, **attacks: Attack) -> Path:
     """A run's folder with the outcomes of these attacks."""
     run, threat = home / "bench" / "runs" / "a-0", Threat(norm=norm, eps=eps)
-    judge = Judge(NET, images(), run, Protocol(seed=2, batch_size=8), "weights", Silent())
+    judge = Judge(NET, images(), run, JudgeSettings(seed=2, batch_size=8), "weights", Silent())
     plans = [AttackPlan(label, label, attack, threat) for label, attack in attacks.items()]
     judge.everything(plans)
     (run / "run.json").write_text(json.dumps({"run_id": "a-0"}))
@@ -256,7 +256,7 @@ def test_old_outcomes_are_still_whole_but_have_no_curve(tmp_path: Path) -> None:
     seal(run)
     assert refused(run, "a") == f"{path}: judged before distance was kept; delete it to judge again"
     assert column(run, "a") >= 0
-    judge = Judge(NET, images(), path.parents[1], Protocol(seed=2, batch_size=8), "weights", Silent())
+    judge = Judge(NET, images(), path.parents[1], JudgeSettings(seed=2, batch_size=8), "weights", Silent())
     plan = AttackPlan("a", "a", Straight(), Threat(eps=0.02))
     assert judge.store.is_done("a", judge.key(plan))
     path.unlink()

@@ -132,14 +132,14 @@ def attack(
     table.to_csv(outcomes / f"{label}.csv", index=False)
 
 
-def fold(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
-    return leaderboard.fold(sealed(folder), only)
+def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
+    return leaderboard.tabulate(sealed(folder), only)
 
 
-def fold_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
+def tabulate_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     for path in (folder, *folder.glob("*")):
         sealed(path)
-    return leaderboard.fold_all(folder, only)
+    return leaderboard.tabulate_all(folder, only)
 
 
 def write(folder: Path) -> pd.DataFrame:
@@ -147,7 +147,7 @@ def write(folder: Path) -> pd.DataFrame:
 
 
 def row(folder: Path) -> pd.Series[Any]:
-    table = fold(folder)
+    table = tabulate(folder)
     assert len(table) == 1
     return table.iloc[0]
 
@@ -195,13 +195,13 @@ def test_some_rows_are_ranked_among_themselves(tmp_path: Path) -> None:
     for run, right in (("at+x", 40), ("x", 20), ("y", 0)):
         clean(folder, f"{run}-0", [1] * 40)
         attack(folder, f"{run}-0", "fgsm", [1] * right + [0] * (40 - right))
-    assert [*fold(folder)["rank"]] == [1, 2, 3]
-    chosen = fold(folder, only=["y", "x"])
+    assert [*tabulate(folder)["rank"]] == [1, 2, 3]
+    chosen = tabulate(folder, only=["y", "x"])
     assert [*chosen["run"], *chosen["rank"]] == ["x", "y", 1, 2]
-    assert [*fold(folder, only=["*x"])["run"]] == ["at+x", "x"]
-    assert [len(table) for table in fold_all(tmp_path, only=["?"])] == [2]
+    assert [*tabulate(folder, only=["*x"])["run"]] == ["at+x", "x"]
+    assert [len(table) for table in tabulate_all(tmp_path, only=["?"])] == [2]
     with pytest.raises(UserError, match=r"--only z\*: no such run in .*; there are: at\+x, x, y"):
-        fold(folder, only=["z*"])
+        tabulate(folder, only=["z*"])
 
 
 def test_a_refused_row_has_no_numbers(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_counts_of_before_are_still_read(tmp_path: Path) -> None:
 
 def test_columns_and_their_order(tmp_path: Path) -> None:
     folder = benchmark(tmp_path, published={"a": {"pgd": 31.5, "clean": 70.0}})
-    assert list(fold(folder).columns) == [
+    assert list(tabulate(folder).columns) == [
         *("benchmark", "run", "seed", "dataset", "model", "defenses", "precision", "n"),
         *("clean", "clean_lo", "clean_hi", "fgsm", "fgsm_lo", "fgsm_hi", "pgd", "pgd_lo", "pgd_hi"),
         *("worst", "worst_lo", "worst_hi", "rank", "rank_seeds", "verdict", "flags"),
@@ -243,11 +243,11 @@ def test_columns_and_their_order(tmp_path: Path) -> None:
         *("published_clean", "published_pgd"),
         *("train_seconds", "eval_seconds", "status", "run_id", "commit"),
     ]
-    assert rates_of(fold(folder)) == ["clean", "fgsm", "pgd", "worst"]
+    assert rates_of(tabulate(folder)) == ["clean", "fgsm", "pgd", "worst"]
 
 
 def test_every_fixed_column_is_closed_to_attack_labels(tmp_path: Path) -> None:
-    table = fold(benchmark(tmp_path, published={"a": {"pgd": 1.0}}))
+    table = tabulate(benchmark(tmp_path, published={"a": {"pgd": 1.0}}))
     over_seeds = aggregate(table)
     assert all(is_reserved(c) for c in [*table.columns, *over_seeds.columns] if c not in LABELS)
     assert not any(is_reserved(label) for label in LABELS)
@@ -426,7 +426,7 @@ def test_runs_that_were_not_trained_are_rows_too(tmp_path: Path) -> None:
     (folder / "runs/a-0/training.json").unlink()
     for file in (folder / "runs/b-0").iterdir():
         file.unlink()
-    table = fold(folder)
+    table = tabulate(folder)
     assert list(table["run"]) == ["a", "b"]
     assert list(table["status"]) == ["incomplete: training", "not trained"]
     assert table[["clean", "worst", "train_seconds"]].isna().all(axis=None)
@@ -465,7 +465,7 @@ def test_what_was_projected_back_is_said(whole: Path) -> None:
 def test_a_damaged_file_is_named(whole: Path, file: str, text: str) -> None:
     (whole / file).write_text(text)
     with pytest.raises(UserError) as e:
-        fold(whole)
+        tabulate(whole)
     assert str(e.value).startswith(f"{whole / file}: ")
     assert "\n" not in str(e.value)
 
@@ -473,24 +473,24 @@ def test_a_damaged_file_is_named(whole: Path, file: str, text: str) -> None:
 def test_a_lost_table_is_named(whole: Path) -> None:
     (whole / "runs/a-0/outcomes/pgd.csv").unlink()
     with pytest.raises(UserError, match=r"pgd\.csv: not in files\.json"):
-        fold(whole)
+        tabulate(whole)
 
 
 def test_folders_without_benchmarks(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"no (benchmark here|such folder)"):
-            fold_all(folder)
+            tabulate_all(folder)
     with pytest.raises(UserError, match="no benchmark here"):
-        fold(tmp_path)
+        tabulate(tmp_path)
 
 
 def test_a_folder_of_several_benchmarks(tmp_path: Path) -> None:
     benchmark(tmp_path / "two", labels=("cw",))
     benchmark(tmp_path / "one")
     (tmp_path / "notes").mkdir()
-    tables = fold_all(tmp_path)
+    tables = tabulate_all(tmp_path)
     assert [rates_of(t) for t in tables] == [["clean", "fgsm", "pgd", "worst"], ["clean", "cw", "worst"]]
-    assert len(fold_all(tmp_path / "one")) == 1
+    assert len(tabulate_all(tmp_path / "one")) == 1
 
 
 # Over seeds ---------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def seeds(folder: Path) -> Path:
 
 
 def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
-    table = aggregate(fold(seeds(tmp_path)))
+    table = aggregate(tabulate(seeds(tmp_path)))
     assert list(table["run"]) == ["a", "b"]
     a, b = table.iloc[0], table.iloc[1]
     assert (a["seeds"], a["n"], a["status"], a["defenses"]) == (2, 4, "ok", "d(a)")
@@ -521,7 +521,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 def test_a_mean_over_a_gap_is_empty(tmp_path: Path) -> None:
     folder = seeds(tmp_path)
     dump(folder / "runs/a-1/outcomes/pgd.json", about("pgd", 0, status="crashed", reason="boom"))
-    a = aggregate(fold(folder)).iloc[0]
+    a = aggregate(tabulate(folder)).iloc[0]
     assert pd.isna(a["pgd_mean"])
     assert pd.isna(a["pgd_std"])
     assert pd.isna(a["worst_mean"])
@@ -541,7 +541,7 @@ def test_written_files_are_the_same_every_time(tmp_path: Path) -> None:
     write(second)
     assert [(first / name).read_bytes() for name in names] == before
     assert [(second / name).read_bytes() for name in names] == before
-    pd.testing.assert_frame_equal(table, fold(first))
+    pd.testing.assert_frame_equal(table, tabulate(first))
     assert not [p for p in first.iterdir() if p.name.endswith(".tmp")]
 
 

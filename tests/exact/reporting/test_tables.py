@@ -21,7 +21,7 @@ LABELS = ("fgsm", "ifgsm20", "cw", "nattack")
 
 
 def leaderboard(runs: tuple[str, ...] = RUNS, seeds: tuple[int, ...] = (0,), **changes: Any) -> pd.DataFrame:
-    """A leaderboard of the columns of ``fold``, with rates that differ from row to row."""
+    """A leaderboard of the columns of ``tabulate``, with rates that differ from row to row."""
     rows = []
     for i, run in enumerate(runs):
         for seed in seeds:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustbench_sparse import run_benchmark
-from robustbench_sparse.config.optimizers import OPTIMISERS
+from robustbench_sparse.config.optimizers import OPTIMIZERS
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.training import preflight as fitting
 from robustbench_sparse.training.preflight import needed_memory, state_memory
@@ -104,17 +104,17 @@ def test_the_estimate_is_from_below_and_not_far() -> None:
 
 
 @pytest.mark.parametrize(("name", "copies"), [("sgd", 0), ("adam", 2), ("linbreg", 1)])
-def test_what_an_optimiser_keeps_is_counted(name: str, copies: int) -> None:
+def test_what_an_optimizer_keeps_is_counted(name: str, copies: int) -> None:
     """Adam keeps two moments of every weight, LinBreg one dual variable of every matrix."""
     with torch.device("meta"):
         model = nn.Linear(99, 7)
     weights = 99 * 7 + (7 if name == "adam" else 0)
     steps = 2 * 4 if name == "adam" else 0  # a count for each tensor
-    assert state_memory(OPTIMISERS[name]().build(model)) == 4 * copies * weights + steps
+    assert state_memory(OPTIMIZERS[name]().build(model)) == 4 * copies * weights + steps
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_optimiser_that_needs_numbers_does_not_stop_the_estimate() -> None:
+def test_an_optimizer_that_needs_numbers_does_not_stop_the_estimate() -> None:
     class Foreign(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
             float(self.param_groups[0]["params"][0].detach().sum())
@@ -124,7 +124,7 @@ def test_an_optimiser_that_needs_numbers_does_not_stop_the_estimate() -> None:
     assert state_memory(Foreign(model.parameters())) == 0
 
 
-def test_an_optimisers_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizers_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
     free = needed_memory(model, 100, 1, 8) + 4 * (64 * 8 + 8 + 8 * 10 + 10)  # room for one copy, not for two

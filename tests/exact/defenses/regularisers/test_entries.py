@@ -9,15 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from defenses import (
-    GROUP_REGULARISERS,
-    L1,
-    REGULARISERS,
-    GroupLasso,
-    TransformedL1,
-    make_regulariser,
-    prox_many,
-)
+from defenses import L1, REGULARISERS, GroupLasso, TransformedL1, make_regulariser
+from defenses.regularisers import GROUP_REGULARISERS, prox_many
 from tests.helpers.regulariser_cases import CASES, SETS, build, log_uniform, rng, shape
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from attacks.base import Threat
-from defenses import CLIP, Controlled, SpectralPenalty, Step
+from defenses import CLIP, SpectralPenalty, Step
+from defenses.robust.controller import Controlled
 
 
 def lambdas(control: Controlled, accuracies: list[float], train: float = 0.0) -> list[float]:

@@ -21,7 +21,7 @@ from robustbench_sparse.models.preact_resnet import PreActResNet, PreActResNetMo
 from robustbench_sparse.models.resnet18 import ResNet18
 from robustbench_sparse.models.vgg16 import VGG16
 from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
-from tests.helpers.pruning_steps import IMAGES, LABELS, OPTIMISERS, age, begin, lived, train, zeros
+from tests.helpers.pruning_steps import IMAGES, LABELS, OPTIMIZERS, age, begin, lived, train, zeros
 
 RESNET = PreActResNet(depth=8, widths=(4, 4, 6))
 NORMED = MLP(hidden=(9, 7), batch_norm=True)
@@ -331,15 +331,15 @@ def test_normalised_logits_are_no_channels() -> None:
 BOTH = [L1FilterPrune(sparsity=40.0), NetworkSlimming(sparsity=40.0, lam=1e-3)]
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("defense", BOTH, ids=lambda d: type(d).__name__)
-def test_all_of_it_stays_gone_while_the_rest_trains(defense: Defense, optimiser: str) -> None:
+def test_all_of_it_stays_gone_while_the_rest_trains(defense: Defense, optimizer: str) -> None:
     model = lived(RESNET)
     defense = dataclasses.replace(defense)
     s = begin(defense, model)
     before, pattern = {k: p.detach().clone() for k, p in model.named_parameters()}, zeros(model)
     assert any(k.endswith("bn2.bias") and z.any() for k, z in pattern.items())
-    losses = train(defense, s, OPTIMISERS[optimiser](model.parameters()), 15)
+    losses = train(defense, s, OPTIMIZERS[optimizer](model.parameters()), 15)
     assert losses[-1] < losses[0]
     for name, p in model.named_parameters():
         assert p[pattern[name]].count_nonzero() == 0
@@ -362,7 +362,7 @@ def test_composes_with_adversarial_training_penalty_and_ensemble(defense: Defens
     pattern = zeros(model)
     for member in range(2):
         assert any(z.any() for k, z in pattern.items() if k.startswith(f"members.{member}."))
-    optimizer = OPTIMISERS["momentum"](model.parameters())
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
     model.train()
     for _ in range(3):
         for step in (e, a, c, s):

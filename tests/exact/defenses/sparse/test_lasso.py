@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses import CLIP, PGDAT, EnResNet, GroupLasso, HoldZeros, Lasso, chosen_weights
+from defenses import CLIP, PGDAT, EnResNet, GroupLasso, HoldZeros, Lasso
+from defenses.base import chosen_weights
 from robustbench_sparse.models.lenet import LeNet
 from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
 from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
-from tests.helpers.pruning_steps import IMAGES, OPTIMISERS, begin, lived, train
+from tests.helpers.pruning_steps import IMAGES, OPTIMIZERS, begin, lived, train
 from tests.helpers.zeros import zero_shares
 
 
@@ -105,7 +106,7 @@ def test_more_lambda_leaves_less_weight() -> None:
     for lam in (0.0, 1e-3, 1e-2):
         model = lived(MLP(hidden=(12,)))
         lasso = Lasso(lam=lam)
-        train(lasso, begin(lasso, model), OPTIMISERS["adam"](model.parameters()), 60)
+        train(lasso, begin(lasso, model), OPTIMIZERS["adam"](model.parameters()), 60)
         norms.append(count_sparsity(model, 3, 16)["layers"][0]["l1_norm"])
     assert norms[0] > 1.05 * norms[1] > 1.2 * norms[2]
 
@@ -240,13 +241,13 @@ def test_off_is_off() -> None:
 def test_the_next_stage_holds_what_was_rounded() -> None:
     model = lived(LeNet())
     lasso = Lasso(lam=1e-3, threshold=0.05)
-    train(lasso, begin(lasso, model), OPTIMISERS["adam"](model.parameters()), 5)
+    train(lasso, begin(lasso, model), OPTIMIZERS["adam"](model.parameters()), 5)
     judged = lasso.deploy(model)
     hold = HoldZeros(threshold=0.05)
     s = begin(hold, model)
     assert all(torch.equal(judged.get_parameter(n), w) for n, w in chosen_weights(model, "all").items())
     shares = zero_shares(model)
-    train(hold, s, OPTIMISERS["momentum"](model.parameters()), 5)
+    train(hold, s, OPTIMIZERS["momentum"](model.parameters()), 5)
     assert zero_shares(hold.deploy(model)) == shares
     assert shares["weight_sparsity"] > 10  # type: ignore[operator]
 
@@ -259,7 +260,7 @@ def test_composes_with_adversarial_training_penalty_and_ensemble(lasso: Lasso) -
         torch.manual_seed(0)
         model = ensemble.wrap(lambda: PreActResNet(depth=8, widths=(4, 4, 6)).build(3, 16, 10))()
     steps = [begin(d, model) for d in (ensemble, adversarial, clip, lasso)]
-    optimizer = OPTIMISERS["momentum"](model.parameters())
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
     losses: list[Tensor] = []
     for _ in range(3):
         for s in steps:

@@ -1,4 +1,4 @@
-"""Magnitude pruning and held zeros: exact counts, ties, rounds, rewinding, any optimiser, resuming."""
+"""Magnitude pruning and held zeros: exact counts, ties, rounds, rewinding, any optimizer, resuming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses import CLIP, PGDAT, Defense, EnResNet, HoldZeros, MagnitudePrune, chosen_weights
+from defenses import CLIP, PGDAT, Defense, EnResNet, HoldZeros, MagnitudePrune
+from defenses.base import chosen_weights
 from defenses.regularisers import KEPT
 from defenses.sparse.masks import largest_last, share_of, smallest
 from robustbench_sparse.models.lenet import LeNet
@@ -18,7 +19,7 @@ from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
 from robustbench_sparse.models.vgg16 import VGG16
 from robustbench_sparse.sparsity.counting import count_layers, count_sparsity
-from tests.helpers.pruning_steps import IMAGES, OPTIMISERS, begin, end_epoch, lived, train, zeros
+from tests.helpers.pruning_steps import IMAGES, OPTIMIZERS, begin, end_epoch, lived, train, zeros
 
 SMALL = MLP(hidden=(12, 7), activation="elu")  # no neuron is dead
 RESNET = PreActResNet(depth=8, widths=(4, 4, 6))
@@ -171,33 +172,33 @@ def test_layers_that_are_not_there_are_refused() -> None:
 # Holding ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("defense", [HoldZeros(), MagnitudePrune(sparsity=60.0)], ids=["hold", "prune"])
-def test_zeros_stay_and_the_others_train(defense: Defense, optimiser: str) -> None:
+def test_zeros_stay_and_the_others_train(defense: Defense, optimizer: str) -> None:
     model = lived(SMALL)
     defense = dataclasses.replace(defense)
     if isinstance(defense, HoldZeros):
         begin(MagnitudePrune(sparsity=60.0), model)
     s = begin(defense, model)
     before, pattern = {k: p.detach().clone() for k, p in model.named_parameters()}, zeros(model)
-    losses = train(defense, s, OPTIMISERS[optimiser](model.parameters()), 30)
+    losses = train(defense, s, OPTIMIZERS[optimizer](model.parameters()), 30)
     assert losses[-1] < losses[0] - 0.1
     for name, p in model.named_parameters():
         assert p[pattern[name]].count_nonzero() == 0
         assert (p != before[name])[~pattern[name]].double().mean() > 0.9
     assert int(sum(z.sum() for z in pattern.values())) == round(0.6 * flat(model).numel())
     kept = [p[~pattern[name]].count_nonzero() for name, p in model.named_parameters()]
-    if optimiser in ("momentum", "adam"):
+    if optimizer in ("momentum", "adam"):
         assert sum(kept) == sum((~z).sum() for z in pattern.values())
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_held_weights_leave_nothing_in_the_optimiser(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_held_weights_leave_nothing_in_the_optimizer(optimizer: str) -> None:
     model = lived(SMALL)
     hold = HoldZeros(threshold=0.2)
     s = begin(hold, model)
     pattern = zeros(model)
-    optimizer = OPTIMISERS[optimiser](model.parameters())
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
     train(hold, s, optimizer, 5)
     for name, p in model.named_parameters():
         for value in optimizer.state[p].values():
@@ -242,7 +243,7 @@ def test_deploy_masks_what_another_method_has_filled_up() -> None:
 def rounds_of(prune: MagnitudePrune, model: nn.Module, epochs: int) -> list[int]:
     """Zeros of the deployed network in every epoch, as the loop looks at it: before the epoch's last hook."""
     s = begin(prune, model, epochs)
-    optimizer, counts = OPTIMISERS["momentum"](model.parameters()), []
+    optimizer, counts = OPTIMIZERS["momentum"](model.parameters()), []
     for epoch in range(epochs):
         train(prune, s, optimizer, 2)
         counts.append(int((flat(prune.deploy(model)) == 0).sum()))
@@ -297,7 +298,7 @@ def test_rewind_restores_the_exact_values() -> None:
     first = {k: v.clone() for k, v in model.state_dict().items()}
     prune = MagnitudePrune(sparsity=64.0, rounds=2, every=1, start=1, rewind="start")
     s = begin(prune, model, epochs=3)
-    optimizer = OPTIMISERS["momentum"](model.parameters())
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
     for epoch in range(3):
         train(prune, s, optimizer, 3)
         trained = {k: v.clone() for k, v in model.state_dict().items()}
@@ -317,13 +318,13 @@ def test_rewind_restores_the_exact_values() -> None:
     assert "start" not in prune.memory
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_rewind_holds_with_optimisers_that_compute_weights_afresh(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_rewind_holds_with_optimizers_that_compute_weights_afresh(optimizer: str) -> None:
     model = lived(SMALL)
     first = {k: v.detach().clone() for k, v in model.named_parameters()}
     prune = MagnitudePrune(sparsity=50.0, start=1, rewind="start")
     s = begin(prune, model)
-    optimizer = OPTIMISERS[optimiser](model.parameters())
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
     train(prune, s, optimizer, 10)
     end_epoch(prune, s, 0)
     for group in optimizer.param_groups:
@@ -348,7 +349,7 @@ def test_a_resumed_run_prunes_no_second_time(rewind: Any, killed_after: int) -> 
             end_epoch(prune, s, epoch)
 
     model, prune = lived(SMALL), dataclasses.replace(settings)
-    optimizer = OPTIMISERS["momentum"](model.parameters())
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
     epochs(prune, model, begin(prune, model, 5), optimizer, range(killed_after))
     file = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict(), prune.state_dict()], file)
@@ -358,7 +359,7 @@ def test_a_resumed_run_prunes_no_second_time(rewind: Any, killed_after: int) -> 
     weights, state, memory = torch.load(file, weights_only=True)
     other, resumed = lived(SMALL, seed=9), dataclasses.replace(settings)  # the network of a fresh process
     s = begin(resumed, other, 5)
-    another = OPTIMISERS["momentum"](other.parameters())
+    another = OPTIMIZERS["momentum"](other.parameters())
     other.load_state_dict(weights)
     another.load_state_dict(state)
     resumed.load_state_dict(memory)
@@ -378,14 +379,14 @@ def begin_without_pruning(prune: MagnitudePrune, model: nn.Module) -> Any:
 def test_one_shot_pruning_resumes_with_its_first_masks() -> None:
     model, prune = lived(SMALL), MagnitudePrune(sparsity=50.0)
     s = begin(prune, model)
-    train(prune, s, OPTIMISERS["adam"](model.parameters()), 3)
+    train(prune, s, OPTIMIZERS["adam"](model.parameters()), 3)
     saved, weights = prune.state_dict(), model.state_dict()
     other, resumed = lived(SMALL, seed=9), MagnitudePrune(sparsity=50.0)
     t = begin(resumed, other)
-    train(resumed, t, OPTIMISERS["adam"](other.parameters()), 1)  # its factors are in use already
+    train(resumed, t, OPTIMIZERS["adam"](other.parameters()), 1)  # its factors are in use already
     other.load_state_dict(weights)
     resumed.load_state_dict(saved)
-    train(resumed, t, OPTIMISERS["adam"](other.parameters()), 3)
+    train(resumed, t, OPTIMIZERS["adam"](other.parameters()), 3)
     assert all(torch.equal(zeros(model)[k], zeros(other)[k]) for k in saved["kept"])
 
 
@@ -400,7 +401,7 @@ def test_composes_with_adversarial_training_penalty_and_ensemble(defense: Defens
         model = others[0].wrap(lambda: RESNET.build(3, 16, 10))()
     steps = [begin(d, model) for d in (*others, defense)]
     pattern = {k: z for k, z in zeros(model).items() if k in defense.memory["kept"]}
-    optimizer = OPTIMISERS["momentum"](model.parameters())
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
     for _ in range(3):
         x, y = IMAGES[:8], torch.arange(8)
         for s in steps:

@@ -1,4 +1,4 @@
-"""LinBreg, AdaBreg and ProxSGD against torch's optimisers, the papers' formulas, and convex problems."""
+"""LinBreg, AdaBreg and ProxSGD against torch's optimizers, the papers' formulas, and convex problems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import StepLR
 from defenses import AdaBreg, LinBreg, ProxSGD
 from defenses.regularisers import L1, GroupLasso, make_regulariser
 from defenses.sparse.sparse_optimizer import BregmanOptimizer, SparseOptimizer, prox_into, soft_threshold_into
-from robustbench_sparse.config.optimizers import OPTIMISERS, OptimiserSpec
+from robustbench_sparse.config.optimizers import OPTIMIZERS, OptimizerSpec
 from robustbench_sparse.config.plugins import build, settings_of
 from robustbench_sparse.foundation.errors import UserError
 
 Build = Callable[[Any], torch.optim.Optimizer]
 ROWS = {"name": "group_lasso", "group": "row"}
-# Every optimiser with and without momentum.
+# Every optimizer with and without momentum.
 EACH: list[Callable[..., SparseOptimizer]] = [
     lambda ps, **kw: LinBreg(ps, lr=0.2, **kw),
     lambda ps, **kw: LinBreg(ps, lr=0.2, momentum=0.8, delta=2.0, **kw),
@@ -92,7 +92,7 @@ PARITY: dict[str, tuple[Build, Build]] = {
 
 @pytest.mark.parametrize("regulariser", [None, "l1", ROWS], ids=["none", "l1", "rows"])
 @pytest.mark.parametrize("name", PARITY)
-def test_without_regulariser_it_is_torchs_optimiser(name: str, regulariser: Any) -> None:
+def test_without_regulariser_it_is_torchs_optimizer(name: str, regulariser: Any) -> None:
     ours, theirs = PARITY[name]
     a, b = network(torch.float32), network(torch.float32)
     first, second = ours(groups(a, regulariser)), theirs(b.parameters())  # lam = 0
@@ -310,7 +310,7 @@ def test_rows_die_and_live_whole(make: Callable[..., SparseOptimizer]) -> None:
     assert torch.equal(zero.all(1), ~strong)
 
 
-# An optimiser of torch --------------------------------------------------------------------------------------
+# An optimizer of torch --------------------------------------------------------------------------------------
 
 
 def test_groups_have_their_own_regulariser_and_lam() -> None:
@@ -355,7 +355,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(make: Callable[..., SparseOptim
     assert second.param_groups[0]["lam"] == 0.02
     assert train(one, first, 12, 12) == train(other, second, 12, 12)
     assert torch.equal(weights(one), weights(other))
-    assert isinstance(first.param_groups[0]["regulariser"], GroupLasso)  # saving left the optimiser alone
+    assert isinstance(first.param_groups[0]["regulariser"], GroupLasso)  # saving left the optimizer alone
 
 
 def test_a_state_of_another_regulariser_is_refused() -> None:
@@ -452,7 +452,7 @@ class Mixed(nn.Module):
 def test_spec_regularises_weights_of_layers_only(key: str) -> None:
     kernels = {"name": "group_lasso", "group": "kernel", "weighted": True}
     entry = {"name": key, "lr": 0.3, "lam": 0.2, "weight_decay": 0.1, "conv": kernels}
-    spec = build(OPTIMISERS, entry, "optimizer", OptimiserSpec)
+    spec = build(OPTIMIZERS, entry, "optimizer", OptimizerSpec)
     assert spec.sparsifies
     assert json.loads(json.dumps(settings_of(spec)))["conv"] == kernels
     model = Mixed()
@@ -471,7 +471,7 @@ def test_spec_passes_on_its_settings() -> None:
     model = nn.Linear(2, 2)
 
     def made(**entry: Any) -> dict[str, Any]:
-        return build(OPTIMISERS, entry, "optimizer", OptimiserSpec).build(model).param_groups[0]
+        return build(OPTIMIZERS, entry, "optimizer", OptimizerSpec).build(model).param_groups[0]
 
     lin = made(name="linbreg", delta=2.0, momentum=0.9, linear=None)
     assert (lin["delta"], lin["momentum"], lin["regulariser"]) == (2.0, 0.9, None)
@@ -495,4 +495,4 @@ def test_spec_passes_on_its_settings() -> None:
 )
 def test_spec_refuses_by_name(entry: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        build(OPTIMISERS, {"name": "adabreg", **entry}, "optimizer", OptimiserSpec)
+        build(OPTIMIZERS, {"name": "adabreg", **entry}, "optimizer", OptimizerSpec)

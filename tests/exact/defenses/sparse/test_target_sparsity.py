@@ -17,8 +17,7 @@ from attacks.base import Threat
 from defenses import LinBreg, Step, TargetSparsity
 from defenses.sparse.sparse_init import sparse_init
 from defenses.sparse.target_sparsity import steered
-from robustbench_sparse.config.sparse_optimizers import AdaBreg, SparseOptimiserSpec
-from robustbench_sparse.config.sparse_optimizers import LinBreg as LinBregSpec
+from robustbench_sparse.config.sparse_optimizers import AdaBregSpec, LinBregSpec, SparseOptimizerSpec
 from tests.helpers.zeros import zero_shares
 
 
@@ -99,7 +98,7 @@ def test_what_is_asked() -> None:
         TargetSparsity(target=80.0, kind="kernel").check(nn.Linear(2, 2))
 
 
-def test_an_optimiser_that_cannot_be_steered_is_refused() -> None:
+def test_an_optimizer_that_cannot_be_steered_is_refused() -> None:
     model, zero = two_groups(lam=0.0)
     defense = TargetSparsity(target=90.0)
     for optimizer, got in (
@@ -121,7 +120,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def trained(
-    spec: SparseOptimiserSpec,
+    spec: SparseOptimizerSpec,
     defense: TargetSparsity,
     data: tuple[Tensor, Tensor],
     epochs: int,
@@ -162,7 +161,7 @@ def trained(
     [
         (LinBregSpec(lr=0.1, lam=0.05), 0.02),
         (LinBregSpec(lr=0.1, lam=0.001, momentum=0.9), 1.0),
-        (AdaBreg(lr=2e-3, lam=0.02), 0.02),
+        (AdaBregSpec(lr=2e-3, lam=0.02), 0.02),
     ],
     ids=["linbreg", "linbreg-from-dense", "adabreg"],
 )
