@@ -68,11 +68,13 @@ class Request:
     ) -> Request | None:
         """The request for a benchmark; None where its config cannot be handed to another process."""
         try:
-            given = json.loads(json.dumps(dict(config) if isinstance(config, Mapping) else str(config)))
+            text = json.dumps(dict(config) if isinstance(config, Mapping) else str(config))
         except (TypeError, ValueError):  # objects of the caller's own
             return None
+        if "__main__:" in text:  # code of a program or notebook that another process does not have
+            return None
         return cls(
-            config=given,
+            config=json.loads(text),
             changes=list(changes),
             folder=str(work.folder),
             only=[run.label for run in work.chosen],

@@ -8,17 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from robustbench_sparse import run_benchmark
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.workers import jobs_for
+from robustbench_sparse.workers import Request, jobs_for
 from tests.helpers.small import small
 
 pytestmark = pytest.mark.slow
@@ -77,6 +79,15 @@ def test_how_many_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs_for(resolve(tiny(threads=16)), 6, "cpu") == 1
     assert jobs_for(resolve(tiny(threads=None)), 6, "cpu") == 1
     assert jobs_for(resolve(tiny()), 6, "cuda") == 1
+
+
+def test_what_another_process_cannot_have_is_worked_on_here() -> None:
+    work: Any = SimpleNamespace(
+        folder=Path("f"), chosen=[], plan=resolve(tiny()), data=SimpleNamespace(device=torch.device("cpu"))
+    )
+    assert Request.of(tiny(), work, [], None) is not None
+    assert Request.of(tiny(runs={"a": {"defenses": ["__main__:Mine"]}}), work, [], None) is None
+    assert Request.of({**tiny(), "name": object()}, work, [], None) is None
 
 
 def test_several_processes_need_to_know_their_threads(tmp_path: Path) -> None:
