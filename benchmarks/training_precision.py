@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import t as student
 
 from attacks import IFGSM
 from attacks.base import SampleRandom
@@ -30,9 +31,6 @@ from robustbench_sparse.engine.fast import FastNetwork, FastTraining, Precision
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.models.build import build_network, on_device
 from robustbench_sparse.training.trainer import Trainer
-
-# 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
-T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +138,9 @@ def summary(table: pd.DataFrame) -> str:
                 continue
             gaps = (by[arm] - by["fp32"]).dropna().tolist()
             if len(gaps) > 1:
-                half = T[min(len(gaps) - 2, len(T) - 1)] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+                half = (
+                    float(student.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+                )
                 lines.append(
                     f"{arm:<14}{column:<6}{statistics.mean(gaps):+.2f} +- {half:.2f}  ({len(gaps)} seeds)"
                 )

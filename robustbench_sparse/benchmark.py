@@ -132,12 +132,9 @@ def _worked(
         )
     count = min(jobs or jobs_for(work.plan, len(rows), device), len(rows))
     request = Request.of(config, work, changes, data_root) if count > 1 else None
-    if request is not None:
-        yield from run_rows(work, request, count)
-        return
-    for number, (run, seed) in enumerate(rows, 1):
-        work.run(run, seed)
-        if number < len(rows):
+    worked = map(work.run, *zip(*rows, strict=True)) if request is None else run_rows(work, request, count)
+    for number, _ in enumerate(worked, 1):
+        if number < len(rows):  # after the last one the table is written anyway
             yield
 
 

@@ -7,6 +7,7 @@ process that started it, however that ended. A row's numbers are the same whiche
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,6 +27,7 @@ from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.devices import choose_device, cpu_threads
 from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.processes import command, environment, last_words
 from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.runs.manifest import table_of
 from robustbench_sparse.workspace import Workspace
@@ -113,15 +115,15 @@ def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
     Raises:
         UserError: what a worker raised, or that it ended without a word. The others are stopped.
     """
-    table = json.loads(json.dumps(table_of(work.plan)))
     events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
     rows = iter(work.longest_first())
     with tempfile.TemporaryDirectory() as locks:
-        start = {"request": asdict(replace(request, locks=locks)), "table": table}
-        workers = [_Worker(number, start, events) for number in range(jobs)]
-        busy = {w.number for w in workers if w.give(next(rows, None))}
+        start = {"request": asdict(replace(request, locks=locks)), "table": table_of(work.plan)}
+        workers: list[_Worker] = []
         bars: dict[tuple[int, int], Task] = {}
         try:
+            workers += (_Worker(number, start, events) for number in range(jobs))
+            busy = {w.number for w in workers if w.give(next(rows, None))}
             while busy:
                 number, event = events.get()
                 kind = event.pop("event")
@@ -166,15 +168,13 @@ class _Worker:
     ) -> None:
         self.number = number
         self._said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed by ``stop``)
-        # What this process can import (a user's plug-ins, too) the other one can.
-        paths = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "robustbench_sparse.workers"],
+            command("robustbench_sparse.workers"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=environment(),
         )
         self._write(start)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
@@ -192,10 +192,8 @@ class _Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # what was not yet written to a process that is gone
                     stream.close()
-                except OSError:  # what was not yet written to a process that is gone
-                    continue
         self._said.close()
 
     def _write(self, value: Mapping[str, Any]) -> None:
@@ -213,10 +211,10 @@ class _Worker:
                 events.put((self.number, json.loads(line)))
             code = self._process.wait()
             self._said.seek(0)
-            said = self._said.read().decode(errors="replace").strip().splitlines()
+            said = self._said.read().decode(errors="replace")
         except ValueError:  # closed by ``stop``
             return
-        events.put((self.number, {"event": "end", "text": said[-1] if said else f"code {code}"}))
+        events.put((self.number, {"event": "end", "text": last_words(said, code)}))
 
 
 # In the worker ------------------------------------------------------------------------------------------
@@ -289,7 +287,7 @@ def main() -> None:
         request = Request(**start["request"])
         trust(request.trusted)
         plan = request.plan()
-        if json.loads(json.dumps(table_of(plan))) != start["table"]:
+        if table_of(plan) != start["table"]:
             raise UserError(f"{request.config}: has changed since the benchmark was started")
         dataset = load_dataset(plan.dataset, request.data_root)
         data = plan.prepare(dataset, choose_device(request.device))

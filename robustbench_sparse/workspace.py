@@ -24,6 +24,7 @@ from robustbench_sparse.runs import names, variants
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import manifest_of
 from robustbench_sparse.runs.record import locate
+from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.sparsity.counting import count_macs
 from robustbench_sparse.training.trainer import Trainer
 from robustbench_sparse.verdict import judge_network
@@ -58,12 +59,13 @@ class Workspace:
 
     def longest_first(self) -> list[tuple[RunPlan, int]]:
         """The same rows, those first that are likely to take longest: so that the last ones fill up what is left."""
-        return sorted(self.rows(), key=lambda row: self._work(row[0]), reverse=True)
+        work = {run.label: self._work(run) for run in self.chosen}
+        return sorted(self.rows(), key=lambda row: work[row[0].label], reverse=True)
 
     def _work(self, run: RunPlan) -> float:
         """A guess: the multiplications of a pass, times the passes of training and, of a random network, of judging."""
         defenses = [d.build() for d in run.defenses]
-        model = build_network(run.model, defenses, **self._images, seed=0)
+        model = build_network(run.model, defenses, **images_of(self.dataset), seed=0)
         passes = sum(s.config.epochs for s in run.stages) * (3 + 2 * sum(d.passes for d in defenses))
         judging = RANDOM_PASSES if is_stochastic(model) else 1
         return count_macs(model, self.data.channels, self.data.size) * passes * judging
@@ -140,7 +142,7 @@ class Workspace:
             self.show.note(f"{run.label}: {training['status']}: {training['reason']}")
             return
         kin = self._relatives(run, place.seed)
-        model = place.network(**self._images)
+        model = place.network(**images_of(self.dataset))
         counts = place.counts() or place.count(model, self.data.channels, self.data.size)
         if counts.get("refused"):
             self.show.note(f"{run.label}: refused: {counts['refused']}")
@@ -157,10 +159,6 @@ class Workspace:
             kin=kin,
         )
 
-    @property
-    def _images(self) -> dict[str, int]:
-        return {"channels": self.data.channels, "size": self.data.size, "classes": self.data.classes}
-
     def _relatives(self, run: RunPlan, seed: int) -> Relatives:
         """The row's relatives. One that is worked on anyway is trained first; another takes part if it is there."""
         return Relatives(
@@ -175,9 +173,9 @@ class Workspace:
         if label is None or self.plan.config.evaluation.certificate == "off":
             return None
         run = self._by_label[label]
-        training = self.place(run, seed).training()
-        there = training is not None and training["status"] == "complete"
-        return self._find(label, seed) if there or (training is None and run in self.chosen) else None
+        place = self.place(run, seed)
+        to_come = place.training() is None and run in self.chosen
+        return self._find(label, seed) if to_come or place.complete() else None
 
     def _find(self, source: str, seed: int) -> Relative:
         """A row by its label, trained first if it has to be, or a run by its folder."""
@@ -185,12 +183,12 @@ class Workspace:
         place = RunFolder.at(Path(source)) if run is None else self.place(run, seed)
         if run is not None:
             self._train(run, place)
-        training = place.training()
-        if training is None or training["status"] != "complete":
+        training = place.complete()
+        if training is None:
             raise UserError(f"runs.{source}: not trained to the end, so nothing can be made on it")
         place.check_weights()
         return Relative(
             source,
-            lambda: on_device(place.network(**self._images), self.data.device),
+            lambda: on_device(place.network(**images_of(self.dataset)), self.data.device),
             training["weights_sha256"],
         )

@@ -128,15 +128,20 @@ def for_attacks(
 
 def recorded(path: Path, key: str, choose: Callable[[], Speed]) -> Speed:
     """The choice a run's folder records under a key; made and recorded where there is none."""
-    known: dict[str, Any] = read_json(path) if path.exists() else {}
-    if key in known:
-        try:
-            return Speed(**known[key])
-        except TypeError:
-            raise UserError(f"{path}: damaged: {key}; delete it") from None
-    speed = choose()
-    write_json(path, {**known, key: dataclasses.asdict(speed)})
+    speed = known(path, key)
+    if speed is None:
+        speed = choose()
+        write_json(path, {**(read_json(path) if path.exists() else {}), key: dataclasses.asdict(speed)})
     return speed
+
+
+def known(path: Path, key: str) -> Speed | None:
+    """The choice a run's folder records under a key, if it does; UserError where the file is damaged."""
+    choices: dict[str, Any] = read_json(path) if path.exists() else {}
+    try:
+        return Speed(**choices[key]) if key in choices else None
+    except TypeError:
+        raise UserError(f"{path}: damaged: {key}; delete it") from None
 
 
 # Measuring ----------------------------------------------------------------------------------------------

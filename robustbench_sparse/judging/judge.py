@@ -34,13 +34,10 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.outcome_store import OutcomeStore, Wanted
+from robustbench_sparse.runs.outcome_store import JudgesBatch, OutcomeStore, Wanted
 from robustbench_sparse.runs.provenance import code_of
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
-
-
-JudgesBatch = Callable[[Tensor, Tensor, Tensor], pd.DataFrame]  # positions, images, labels -> records
 
 
 class PassCounter(SeesCopies):

@@ -15,10 +15,12 @@ from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
 from robustbench_sparse.config.columns import BELIEF, COUNTS, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
+from robustbench_sparse.engine.autotune import known
 from robustbench_sparse.foundation.errors import UserError, near
-from robustbench_sparse.foundation.files import read_as, read_json
+from robustbench_sparse.foundation.files import read_as
 from robustbench_sparse.foundation.paired import ranks
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.certificate_record import NOT_CHECKED, REFUTED, worst_verdict
@@ -28,11 +30,15 @@ from robustbench_sparse.runs.outcomes import because, rates
 from robustbench_sparse.runs.seals import Seals
 
 
+class _Record(TypedDict, total=False):
+    stages: list[dict[str, Any]]
+
+
 class _Facts(BaseModel):
     model: str
     defenses: str
     threat: dict[str, Any]
-    record: dict[str, Any] = {}
+    record: _Record = {}
 
 
 class _Environment(BaseModel):
@@ -250,7 +256,8 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
     facts = read_as(home / names.RUN, _Facts)
     if facts["threat"] != manifest["threat"]:
         raise UserError(f"{home / names.RUN}: of another threat than {folder / names.BENCHMARK}")
-    row.update(model=facts["model"], defenses=facts["defenses"], precision=_precision(home, facts["record"]))
+    row.update(model=facts["model"], defenses=facts["defenses"])
+    row["precision"] = _precision(home, facts["record"].get("stages", []))
     if seals.has(names.ENVIRONMENT):
         row["commit"] = read_as(home / names.ENVIRONMENT, _Environment)["commit"] or ""
     if not seals.has(names.TRAINING):
@@ -276,17 +283,17 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
     return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}
 
 
-def _precision(home: Path, record: Mapping[str, Any]) -> str:
+def _precision(home: Path, stages: Sequence[Mapping[str, Any]]) -> str:
     """In what precision a network was trained, ``compiled`` behind it, of each stage once; "" of a foreign network.
 
     Runs that left it to a measurement, as was possible once, have the answer beside them.
     """
-    chosen = read_json(home / names.SPEED) if (home / names.SPEED).is_file() else {}
     found = []
-    for number, stage in enumerate(record.get("stages", [])):
-        measured = chosen.get(f"training {number}", {})
+    for number, stage in enumerate(stages):
         precision, compile = stage.get("precision", ""), stage.get("compile", "")
-        precision = measured.get("precision", "") if precision == "auto" else precision
-        compiled = measured.get("compile", False) if compile == "auto" else compile == "on"
-        found.append(f"{precision}{' compiled' if compiled else ''}")
+        if "auto" in (precision, compile):
+            chosen = known(home / names.SPEED, f"training {number}")
+            precision = (chosen.precision if chosen else "") if precision == "auto" else precision
+            compile = "on" if compile == "auto" and chosen and chosen.compile else compile
+        found.append(f"{precision}{' compiled' if compile == 'on' else ''}")
     return "+".join(dict.fromkeys(found))

@@ -150,6 +150,11 @@ class RunFolder:
         self.seals.check(names.TRAINING)
         return read_as(self.path / names.TRAINING, _TrainingFacts)
 
+    def complete(self) -> dict[str, Any] | None:
+        """``training`` where it came to its end and left a network; None else."""
+        training = self.training()
+        return training if training is not None and training["status"] == "complete" else None
+
     def prepare(self, device: torch.device) -> None:
         """Write what is known before training."""
         with self.seals.renewing(names.RUN):
@@ -169,32 +174,25 @@ class RunFolder:
             (self.path / names.LAST).unlink(missing_ok=True)
             if not trained.diverged and trained.last != trained.selected:
                 save_weights(self.path / names.LAST, trained.last_weights)
-            write_json(
-                self.path / names.TRAINING,
-                {
-                    "status": "diverged" if trained.diverged else "complete",
-                    "reason": trained.diverged,
-                    "train_seconds": round(trained.seconds, 3),
-                    "selected": _without_nan(trained.selected),
-                    "last": _without_nan(trained.last),
-                    "asked": trained.asked,
-                    "weights_sha256": "" if trained.diverged else sha256(self.weights),
-                },
-            )
+            self._write_training(trained, "" if trained.diverged else sha256(self.weights))
         self.checkpoint.unlink(missing_ok=True)
 
     def store_foreign(self) -> None:
         """Say that no training of ours lies behind the network."""
-        about = {
-            "status": "complete",
-            "reason": "",
-            "train_seconds": 0.0,
-            "selected": {},
-            "asked": [],
-            "weights_sha256": "",
-        }
         with self.seals.renewing(names.TRAINING):
-            write_json(self.path / names.TRAINING, about)
+            self._write_training(Trained(), "")
+
+    def _write_training(self, trained: Trained, weights_sha256: str) -> None:
+        about = {
+            "status": "diverged" if trained.diverged else "complete",
+            "reason": trained.diverged,
+            "train_seconds": round(trained.seconds, 3),
+            "selected": _without_nan(trained.selected),
+            "last": _without_nan(trained.last),
+            "asked": trained.asked,
+            "weights_sha256": weights_sha256,
+        }
+        write_json(self.path / names.TRAINING, about)
 
     def adopt(self, others: Iterable[Path], device: torch.device) -> bool:
         """Take over the training of the same run from another benchmark's folder, where one has it; whether it did.
@@ -214,8 +212,7 @@ class RunFolder:
                 seed=self.seed,
                 facts={},
             )
-            training = home.training() if home.path.is_dir() else None
-            if training is None or training["status"] != "complete":
+            if not home.complete():
                 continue
             found = [n for n in (*names.TRAINED, names.ENVIRONMENT) if home.seals.has(n)]
             home.seals.check(*found)
@@ -238,8 +235,8 @@ class RunFolder:
         mine = _without_choice(self.facts["record"])
         for path in sorted(self.path.parent.glob(f"*-s{self.seed}-*/{names.RUN}")):
             home = RunFolder(path=path.parent, run_id=path.parent.name, label="", seed=self.seed, facts={})
-            training = home.training() if home.seals.has(names.RUN) else None
-            if training is None or training["status"] != "complete" or not training["last"]:
+            training = home.complete() if home.seals.has(names.RUN) else None
+            if training is None or not training["last"]:
                 continue
             home.seals.check(names.RUN)
             record = read_keys(path, ("record",))["record"]

@@ -65,7 +65,7 @@ def check_run_folder(path: Path) -> str:
 
 
 def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the leaderboard is folded by: the attacks, the threat and the rows, ``run_id``, ``run``, ``seed`` each."""
+    """What the leaderboard is made by: the attacks, the threat and the rows, ``run_id``, ``run``, ``seed`` each."""
     return {
         "name": plan.config.name,
         "source": plan.config.source,

@@ -19,6 +19,7 @@ from robustbench_sparse.runs import names
 from robustbench_sparse.runs.seals import Seals
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, their positions in the data set
+JudgesBatch = Callable[[Tensor, Tensor, Tensor], pd.DataFrame]  # positions, images, labels -> records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class OutcomeStore:
         wanted: Wanted,
         batches: Iterable[Batch],
         total: int,
-        judge: Callable[[Tensor, Tensor, Tensor], pd.DataFrame],
+        judge: JudgesBatch,
     ) -> pd.DataFrame:
         """The table of an outcome, one row per image: read if it is stored, else made and stored.
 

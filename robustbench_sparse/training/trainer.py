@@ -242,11 +242,15 @@ class Trainer:
         x = self.data.gather("train", torch.arange(size))[0]
         self._forward = FastTraining(self.model, precision=config.precision, compile=config.compile == "on")
         self._forward.warm_up(x)
-        if self._forward.note:  # eager in its place would be another training under the same id
-            raise UserError(f"runs.{self.run.label}.train.compile: {self._forward.note}; set it to off")
+        self._check_compiled(self._forward.note)
         self._sample = x  # compiled code is made for batches of this size, though it works for all
         self._fast = self._validated = None
         self.s.fast = self._current if self._is_quick else None
+
+    def _check_compiled(self, note: str) -> None:
+        """UserError where compiling was given up: eager in its place would be another training under the same id."""
+        if note:
+            raise UserError(f"runs.{self.run.label}.train.compile: {note}; set it to off")
 
     @property
     def _is_quick(self) -> bool:
@@ -275,6 +279,7 @@ class Trainer:
         config = self._config
         fast = FastNetwork(model, precision=config.precision, compile=config.compile == "on")
         fast.warm_up(self._sample)
+        self._check_compiled(fast.note)
         return fast
 
     def deployed(self) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from robustbench_sparse import run_benchmark
+from robustbench_sparse.config.columns import SECONDS
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Silent
@@ -24,7 +25,7 @@ from robustbench_sparse.workers import Request, jobs_for
 from tests.helpers.small import small
 
 pytestmark = pytest.mark.slow
-TIMES = ["train_seconds", "eval_seconds"]
+TIMES = list(SECONDS)
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

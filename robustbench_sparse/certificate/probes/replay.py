@@ -6,7 +6,6 @@ needs is the folder, the images and their labels.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json, write_json
+from robustbench_sparse.foundation.processes import command, environment, last_words
 from robustbench_sparse.models.build import on_device
 from robustbench_sparse.runs.folder import RunFolder
 
@@ -84,21 +84,18 @@ def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
             trusted=trusted(),
         )
         write_json(asked, asdict(request))
-        # What this process can import (a user's plug-ins, too) the other one can.
-        paths = os.pathsep.join(p for p in sys.path if p)
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "robustbench_sparse.certificate.probes.replay", str(asked)],
+                command("robustbench_sparse.certificate.probes.replay", str(asked)),
                 capture_output=True,
                 text=True,
                 timeout=SECONDS,
-                env={**os.environ, "PYTHONPATH": paths},
+                env=environment(),
             )
         except subprocess.TimeoutExpired:
             raise UserError(f"the other process took longer than {SECONDS} s") from None
         if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
-            raise UserError(f"the other process failed: {said[-1] if said else f'code {done.returncode}'}")
+            raise UserError(f"the other process failed: {last_words(done.stderr, done.returncode)}")
         found = load_file(answer)
     return Replayed(correct=found["right"], margin=found["margin"])
 
