@@ -15,6 +15,7 @@ from attacks.ifgsm import IFGSM
 from attacks.nattack import NAttack
 from attacks.noise import GaussianNoise
 from attacks.pgd import PGD
+from attacks.pgd_mse import PGDMse
 from attacks.random_search import RandomSearch
 from attacks.square import Square
 from attacks.transfer import Transfer
@@ -32,6 +33,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "nattack": NAttack,
     "noise": GaussianNoise,
     "pgd": PGD,
+    "pgd_mse": PGDMse,
     "random_search": RandomSearch,
     "square": Square,
     "transfer": Transfer,
@@ -52,6 +54,7 @@ __all__ = [
     "GaussianNoise",
     "Geometric",
     "NAttack",
+    "PGDMse",
     "RandomSearch",
     "SampleRandom",
     "Square",

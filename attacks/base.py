@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 Norm = Literal["linf", "l2"]
+# Metadata of a setting that has come since numbers were stored: records leave it out where it has its default, so that
+# what is stored keeps its name.
+LATER = {"later": True}
 BALL_SLACK = 1e-6
 L2_SLACK = 1e-5  # relative: an l2 norm sums thousands of rounded squares
 Target = Literal["none", "given", "runner_up", "least_likely", "next", "random"]
@@ -76,15 +79,19 @@ class Threat:
         The ball comes first, the box second: clipping to the box moves every pixel towards ``x``, so the
         result lies in both sets. For l_inf it is the nearest such point.
         """
+        return self.into_ball(x_adv, x).clamp(0, 1)
+
+    def into_ball(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Bring ``x_adv`` into the ball around ``x``, whatever the box; for l2 along the line to ``x``."""
         if math.isinf(self.eps):
-            return x_adv.clamp(0, 1)
+            return x_adv
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps)
         delta = x_adv - x
         size = self.size(delta)
         # Only points outside are moved; inside, the factor is exactly 1 and no rounding creeps in.
         factor = torch.where(size > self.eps, self.eps / size.clamp_min(1e-30), torch.ones_like(size))
-        return (x + delta * per_image(factor, delta)).clamp(0, 1)
+        return x + delta * per_image(factor, delta)
 
 
 # Images, and values in them, that passes over a random network send through it at once: what fits a core's caches.
@@ -396,6 +403,7 @@ class Attack(ABC):
         black_box: the network is only asked for its answers, never for a gradient.
         batch_dependent: the candidates of an image may depend on the other images of its batch: the batch size then
             belongs to what determines the numbers.
+        tasks: what the networks that it attacks are for: ``classify``, or ``restore`` images.
     """
 
     weak: ClassVar[bool] = False
@@ -403,6 +411,7 @@ class Attack(ABC):
     own_set: ClassVar[bool] = False
     black_box: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
     target: Target = "none"
 
     def __post_init__(self) -> None:
@@ -435,11 +444,10 @@ class Attack(ABC):
         if model.training:
             raise ValueError("expected a model in eval mode, got one in training mode: call model.eval()")
         check(x.ndim >= 2 and x.is_floating_point(), "x", "float images (B, C, H, W)", tuple(x.shape))
-        check(y.shape == x.shape[:1], "y", f"labels of shape ({x.shape[0]},)", tuple(y.shape))
+        self.check_targets(x, y)
         if x.shape[0] == 0 or threat.eps == 0:
             return x.clone()
-        low, high = x.min().item(), x.max().item()
-        check(low >= 0 and high <= 1, "x", "values in [0, 1]", (low, high))
+        self.check_range(x)
         random = generator
         if not isinstance(random, SampleRandom):
             random = SampleRandom.spawn(random, x.shape[0])
@@ -454,6 +462,15 @@ class Attack(ABC):
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ValueError when the attack cannot work in this threat; called when a config is read, too."""
+
+    def check_targets(self, x: Tensor, y: Tensor) -> None:
+        """Raise ValueError for a ``y`` that does not belong to such images."""
+        check(y.shape == x.shape[:1], "y", f"labels of shape ({x.shape[0]},)", tuple(y.shape))
+
+    def check_range(self, x: Tensor) -> None:
+        """Raise ValueError for images (B, C, H, W) with values that there cannot be."""
+        low, high = x.min().item(), x.max().item()
+        check(low >= 0 and high <= 1, "x", "values in [0, 1]", (low, high))
 
     @property
     def passes(self) -> int:

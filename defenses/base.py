@@ -103,9 +103,11 @@ class Defense:
 
     Attributes:
         sparsifies: the deployed network has zeros on account of this defense; without it, it would be dense.
+        tasks: what the networks that it is for are trained for: ``classify``, or ``restore`` images.
     """
 
     sparsifies: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("classify", "restore")
     memory: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

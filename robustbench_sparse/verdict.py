@@ -18,6 +18,7 @@ from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.judging.relatives import Relatives
+from robustbench_sparse.judging.restoration import RestorationJudge
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
 
@@ -88,3 +89,27 @@ def judge_network(
     judge.everything(attacks)
     examination.make()
     examination.tidy()
+
+
+BATCH = 256  # images that a restoration network is judged on at once, where the config leaves it open
+
+
+def judge_restorer(
+    model: nn.Module,
+    place: RunFolder,
+    plan: Plan,
+    data: PreparedData,
+    show: Progress,
+    *,
+    identity: str,
+    title: str,
+) -> None:
+    """Judge a restoration network as it is and under all attacks of a plan; arguments as of ``judge_network``."""
+    c = plan.config.evaluation
+    settings = JudgeSettings(
+        seed=derive(place.seed, "evaluation"),
+        batch_size=BATCH if c.batch_size == "auto" else c.batch_size,
+        draws=c.draws,
+    )
+    judge = RestorationJudge(model, plan.task, data, place.path, settings, identity, show, title)
+    judge.everything(plan.attacks)

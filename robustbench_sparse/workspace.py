@@ -27,7 +27,7 @@ from robustbench_sparse.runs.record import locate
 from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.sparsity.counting import count_macs
 from robustbench_sparse.training.trainer import Trainer
-from robustbench_sparse.verdict import judge_network
+from robustbench_sparse.verdict import judge_network, judge_restorer
 
 RANDOM_PASSES = 10  # averaged over, about, wherever a fixed network takes one
 
@@ -65,7 +65,8 @@ class Workspace:
     def _work(self, run: RunPlan) -> float:
         """A guess: the multiplications of a pass, times the passes of training and, of a random network, of judging."""
         defenses = [d.build() for d in run.defenses]
-        model = build_network(run.model, defenses, **images_of(self.dataset), seed=0)
+        data, classes = self.data, run.task.classes(self.data.classes)
+        model = build_network(run.model, defenses, data.channels, data.size, classes, seed=0)
         passes = sum(s.config.epochs for s in run.stages) * (3 + 2 * sum(d.passes for d in defenses))
         judging = RANDOM_PASSES if is_stochastic(model) else 1
         return count_macs(model, self.data.channels, self.data.size) * passes * judging
@@ -147,17 +148,14 @@ class Workspace:
         if counts.get("refused"):
             self.show.note(f"{run.label}: refused: {counts['refused']}")
             return
-        judge_network(
-            on_device(model, self.data.device),
-            place,
-            self.plan,
-            self.data,
-            self.show,
-            # The run's id names the code that builds the network from its weights.
-            identity=f"{training['weights_sha256']}/{self.dataset.fingerprint}/{place.run_id}",
-            title=self._title(place),
-            kin=kin,
-        )
+        model = on_device(model, self.data.device)
+        # The run's id names the code that builds the network from its weights.
+        identity = f"{training['weights_sha256']}/{self.dataset.fingerprint}/{place.run_id}"
+        what = model, place, self.plan, self.data, self.show
+        if self.plan.task.key == "restore":
+            judge_restorer(*what, identity=identity, title=self._title(place))
+        else:
+            judge_network(*what, identity=identity, title=self._title(place), kin=kin)
 
     def _relatives(self, run: RunPlan, seed: int) -> Relatives:
         """The row's relatives. One that is worked on anyway is trained first; another takes part if it is there."""

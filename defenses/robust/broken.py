@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -340,6 +340,7 @@ class Broken(Defense):
             pixel range, 0.1. ``jpeg``: quality in [1, 100], 75. ``none`` and ``constant_gradient`` have none.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
     how: How = "none"
     strength: float | None = None
 

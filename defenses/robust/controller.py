@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attacks.base import check
 from defenses.base import Defense, Log, Step
@@ -27,6 +27,7 @@ class Controlled(Defense):
         signal: whose accuracy is compared with the target: ``validation`` or ``train`` (the authors' code).
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
     lam: float = 0.0
     target_accuracy: float | None = None
     increment: float = 1e-4

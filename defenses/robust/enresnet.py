@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,7 @@ class EnResNet(Defense):
             as published, which makes a prediction depend on the other images of the batch.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
     members: int = 2
     noise: float = 0.1
     scale: Scale = "sample"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,6 +37,7 @@ class PGDAT(Defense):
             training mode; off uses the running ones, as at test time. Neither changes the running ones.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
     norm: Norm | None = None
     eps: float | None = None
     steps: int = 10

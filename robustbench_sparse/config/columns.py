@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 IDENTITY = ("benchmark", "run", "seed", "dataset", "model", "defenses", "precision", "n")
 SPARSITIES = ("weight_sparsity", "linear_sparsity", "channel_sparsity", "kernel_sparsity", "row_sparsity")
 COUNTS = ("parameters", "nonzero_parameters", "macs", "sparse_macs")
 TRAIN = ("train_accuracy",)
 SECONDS = ("train_seconds", "eval_seconds")
 BELIEF = ("rank", "rank_seeds", "verdict", "flags")
+RESTORED = ("mse", "psnr", "ssim")  # of a restoration network: squared error, dB, structural similarity
+MSE = "_mse"  # behind an attack's label: the mean squared error under it
 PUBLISHED = "published_"  # before the name of the column that a published value belongs to
+
+
+def restored_columns(attacks: Iterable[str]) -> list[str]:
+    """The measured columns of a benchmark of restoration networks under attacks of these labels."""
+    labels = list(attacks)
+    return [*RESTORED, *(f"{label}{MSE}" for label in labels), *([f"worst{MSE}"] if labels else [])]
 
 
 def is_reserved(label: str) -> bool:
@@ -20,6 +30,7 @@ def is_reserved(label: str) -> bool:
         *TRAIN,
         *SECONDS,
         *BELIEF,
+        *RESTORED,
         "asked",
         "clean",
         "worst",
@@ -28,4 +39,6 @@ def is_reserved(label: str) -> bool:
         "commit",
         "seeds",
     }
-    return label in fixed or label.startswith(PUBLISHED) or label.endswith(("_lo", "_hi", "_mean", "_std"))
+    return (
+        label in fixed or label.startswith(PUBLISHED) or label.endswith(("_lo", "_hi", "_mean", "_std", MSE))
+    )

@@ -17,7 +17,7 @@ from attacks.transfer import NOISE_OFF, Transfer
 from defenses import DEFENSES
 from defenses.base import Defense, overrides
 from robustbench_sparse.config import yaml_reader
-from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved
+from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved, restored_columns
 from robustbench_sparse.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
 from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
 from robustbench_sparse.config.plugins import SettingError, build, expectation
@@ -30,11 +30,13 @@ from robustbench_sparse.config.schema import (
     ThreatConfig,
 )
 from robustbench_sparse.config.suites import SUITES
+from robustbench_sparse.config.task_rules import check_task
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.data.base import DatasetSpec
 from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.tasks import TASKS, Task
 
 METRIC_COLUMNS = ("clean", "worst", *SPARSITIES, *TRAIN)
 
@@ -183,12 +185,15 @@ def resolve(
     config: BenchmarkConfig = where.model(schema, raw, ())
     data = _named(config.data)
     dataset = where.build(DATASETS, data, "dataset", DatasetSpec, ("data",))
+    base: Any = Task  # abstract, which mypy does not take for a type[T]
+    task: Task = where.build(TASKS, _named(config.task), "task", base, ("task",))
     attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
-    runs = [_run(where, label, run, config) for label, run in config.runs.items()]
+    runs = [_run(where, label, run, config, task) for label, run in config.runs.items()]
+    check_task(task, config, attacks, runs, where.error)
     for planned in attacks:
         if isinstance(planned.attack, Transfer):
             _check_source(where, planned.label, planned.attack.source, [run.label for run in runs])
-    return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder))
+    return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder, task), task)
 
 
 def _named(entry: str | Entry) -> Entry:
@@ -235,7 +240,7 @@ def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -
     )
 
 
-def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> RunPlan:
+def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig, task: Task) -> RunPlan:
     path: tuple[str, ...] = ("runs", label)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label) or len(label) > MOST_NAME:
         raise where.error(
@@ -281,7 +286,7 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig) -> 
         raise where.error(
             ("validation",), f"selection '{chosen}' needs a validation part: expected validation > 0, got 0"
         )
-    return RunPlan(label, entry["name"], model, defenses, stages)
+    return RunPlan(label, entry["name"], model, defenses, stages, task)
 
 
 def _with_selection(stage: StagePlan, number: int, defenses: Sequence[DefensePlan]) -> StagePlan:
@@ -310,7 +315,9 @@ def _defense(where: _Where, entry: Entry, path: tuple[str | int, ...], stages: i
     return DefensePlan(entry["name"], {k: v for k, v in entry.items() if k != "name"}, chosen)
 
 
-def _published(where: _Where, config: BenchmarkConfig, folder: Path) -> dict[str, dict[str, float]]:
+def _published(
+    where: _Where, config: BenchmarkConfig, folder: Path, task: Task
+) -> dict[str, dict[str, float]]:
     from robustbench_sparse.config.published import read_published
 
     given, stored = config.published.values, {}
@@ -320,6 +327,8 @@ def _published(where: _Where, config: BenchmarkConfig, folder: Path) -> dict[str
         except UserError as e:
             raise where.error(("published", "file"), str(e)) from None
     columns = {*METRIC_COLUMNS, *_attacks(config)}
+    if not task.percent:
+        columns = set(restored_columns(_attacks(config))) | {*SPARSITIES}
     values: dict[str, dict[str, float]] = {}
     for run in dict.fromkeys((*stored, *given)):
         path = ("published", "values", run) if run in given else ("published", "file", run)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import typing
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
-from attacks.base import check
+from attacks.base import LATER, check
 from robustbench_sparse.config.optimizer_base import OptimizerSpec
 from robustbench_sparse.config.sparse_optimizers import AdaBregSpec, LinBregSpec, ProxSGDSpec
 
@@ -178,24 +178,33 @@ class Plateau(ScheduleSpec):
         patience: epochs without a better signal before it is applied.
         min_lr: lower bound.
         signal: ``train_loss``, or ``val_accuracy`` of the deployed network (Bungert et al., arXiv:2105.04319, 4.2).
+        threshold: the share by which a signal has to be better to count, in [0, 1).
     """
 
     gamma: float = 0.5
     patience: int = 5
     min_lr: float = 0.0
     signal: Signal = "train_loss"
+    # torch's: of an error of 2.5 %, less than one image of 5 000.
+    threshold: float = field(default=1e-4, metadata=LATER)
 
     def __post_init__(self) -> None:
         check(0 < self.gamma < 1, "gamma", "a number in (0, 1)", self.gamma)
         check(self.patience >= 0, "patience", "a number >= 0", self.patience)
         check(0 <= self.min_lr < math.inf, "min_lr", "a finite number >= 0", self.min_lr)
+        check(0 <= self.threshold < 1, "threshold", "a number in [0, 1)", self.threshold)
         known = typing.get_args(Signal)
         check(self.signal in known, "signal", " or ".join(known), self.signal)
 
     def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
         """The schedule for a stage of this length."""
-        # The threshold is torch's relative 1e-4: of an error of 2.5 %, less than one image of 5 000.
-        plateau = ReduceLROnPlateau(optimizer, factor=self.gamma, patience=self.patience, min_lr=self.min_lr)
+        plateau = ReduceLROnPlateau(
+            optimizer,
+            factor=self.gamma,
+            patience=self.patience,
+            min_lr=self.min_lr,
+            threshold=self.threshold,
+        )
         return Schedule(plateau, signal=self.signal)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +16,7 @@ from robustbench_sparse.data.base import Dataset, DatasetSpec
 from robustbench_sparse.data.loading import prepare_data
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.tasks import Classify, Task
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ class DefensePlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One row: label, network, defenses, stages."""
+    """One row: label, network, defenses, stages, and what the network is for."""
 
     label: str
     model_name: str
     model: ModelSpec
     defenses: list[DefensePlan]
     stages: list[StagePlan]
+    task: Task = field(default_factory=Classify)
 
     @property
     def sparsifies(self) -> bool:
@@ -119,7 +121,13 @@ class RunPlan:
             "model": {"name": self.model_name, **settings_of(self.model)},
             "defenses": [d.record() for d in self.defenses],
             "stages": [s.record() for s in self.stages],
+            **task_record(self.task),
         }
+
+
+def task_record(task: Task) -> Entry:
+    """A task with its settings; nothing for classification, the only task there once was."""
+    return {} if task == Classify() else {"task": {"name": task.key, **settings_of(task)}}
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class Plan:
     attacks: list[AttackPlan]
     runs: list[RunPlan]
     published: dict[str, dict[str, float]]
+    task: Task = field(default_factory=Classify)
 
     def prepare(self, dataset: Dataset, device: torch.device) -> PreparedData:
         """The data set cut and moved as the config says; UserError where it is too small for that."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from attacks.base import LATER
 from robustbench_sparse.config.moved import new_path
 from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
 
@@ -273,5 +274,7 @@ def settings_with_defaults(cls: type) -> dict[str, Any]:
 
 
 def settings_of(plugin: Any) -> dict[str, Any]:
-    """A built plug-in's settings with every default filled in, as plain values."""
-    return {f.name: getattr(plugin, f.name) for f in dataclasses.fields(plugin) if f.init}
+    """A built plug-in's settings with every default filled in, as plain values; of ``LATER`` ones only what differs."""
+    fields = [f for f in dataclasses.fields(plugin) if f.init]
+    given = {f.name: getattr(plugin, f.name) for f in fields}
+    return {f.name: given[f.name] for f in fields if f.metadata != LATER or given[f.name] != f.default}

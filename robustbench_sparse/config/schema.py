@@ -142,6 +142,7 @@ class BenchmarkConfig(_Strict):
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=MOST_NAME)
     source: str = Field("", max_length=1000)
+    task: str | Entry = "classify"
     data: str | Entry
     validation: int = Field(0, ge=0, le=MOST_IMAGES)
     train_limit: int | None = Field(None, gt=0, le=MOST_IMAGES)

@@ -107,9 +107,13 @@ class PreparedData:
 
         The order is drawn at once. The last minibatch may be smaller.
         """
+        return (self.gather("train", positions) for positions in self.shuffled(generator, batch_size))
+
+    def shuffled(self, generator: torch.Generator, batch_size: int) -> Iterator[Tensor]:
+        """The positions within the training part that ``batches`` gathers, minibatch by minibatch."""
         check(batch_size >= 1, "batch_size", "an integer >= 1", batch_size)
         order = torch.randperm(self.count("train"), generator=generator).to(self.device)
-        return (self.gather("train", positions) for positions in _chunks(order, batch_size))
+        return _chunks(order, batch_size)
 
     def ordered(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """A part in order: images, labels and the images' positions in the data set (B,), on the CPU."""

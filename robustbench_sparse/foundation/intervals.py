@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import t as student
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -70,3 +74,20 @@ def difference(
         p_1 - p_2 - math.hypot(p_1 - low_1, high_2 - p_2),
         p_1 - p_2 + math.hypot(high_1 - p_1, p_2 - low_2),
     )
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval for the mean that independent values have.
+
+    Args:
+        values: one per image.
+        level: confidence in (0, 1).
+
+    Returns:
+        The bounds; two nan for fewer than two values, or values that are not all finite.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    if len(given) < 2 or not np.isfinite(given).all():
+        return math.nan, math.nan
+    half = student.ppf((1 + level) / 2, len(given) - 1) * given.std(ddof=1) / math.sqrt(len(given))
+    return float(given.mean() - half), float(given.mean() + half)

@@ -2,6 +2,8 @@
 
 from robustbench_sparse.models.base import ModelSpec as ModelSpec
 from robustbench_sparse.models.convnet import ConvNet
+from robustbench_sparse.models.dense_residual import DenseResidual
+from robustbench_sparse.models.identity import Identity
 from robustbench_sparse.models.lenet import LeNet
 from robustbench_sparse.models.mlp import MLP
 from robustbench_sparse.models.preact_resnet import PreActResNet
@@ -10,6 +12,8 @@ from robustbench_sparse.models.vgg16 import VGG16
 
 MODELS: dict[str, type[ModelSpec]] = {
     "mlp": MLP,
+    "dense_residual": DenseResidual,
+    "identity": Identity,
     "lenet": LeNet,
     "convnet": ConvNet,
     "preact_resnet": PreActResNet,

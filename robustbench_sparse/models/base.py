@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -47,6 +47,7 @@ class ModelSpec(ABC):
     """
 
     key: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)  # what such networks can be trained for
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -57,34 +58,44 @@ class ModelSpec(ABC):
             check(fine, name, "finite numbers, one or one per channel", values)
         check(self.std is None or min(self.std) > 0, "std", "numbers > 0", self.std)
 
-    def build(self, channels: int, size: int, classes: int) -> nn.Module:
+    def build(self, channels: int, size: int, classes: int | None) -> nn.Module:
         """Make a network with fresh weights from torch's default generator (the caller seeds it).
 
         Args:
             channels: channels of an image, >= 1.
             size: height and width of an image in pixels, >= 8.
-            classes: number of classes K, >= 2.
+            classes: number of classes K, >= 2; None for a network that restores images.
 
         Returns:
-            A network in training mode that maps images in [0, 1], (B, C, H, W), to logits (B, K). Inside
-            ``torch.device("meta")`` its weights are on "meta".
+            A network in training mode that maps images in [0, 1], (B, C, H, W), to logits (B, K), or to images
+            (B, C, H, W) in [0, 1] where there are no classes. Inside ``torch.device("meta")`` its weights are on
+            "meta".
 
         Raises:
             ValueError: when the settings do not fit such images.
         """
         check(channels >= 1, "channels", "an integer >= 1", channels)
         check(size >= SMALLEST, "size", f"images of at least {SMALLEST} x {SMALLEST} pixels", size)
-        check(classes >= 2, "classes", "at least 2 classes", classes)
+        wanted = "restore" if classes is None else "classify"
+        check(wanted in self.tasks, "task", f"{' or '.join(self.tasks)} for the network {self.key}", wanted)
+        check(classes is None or classes >= 2, "classes", "at least 2 classes", classes)
         mean, std = self._per_channel("mean", channels), self._per_channel("std", channels)
-        network = self.network(channels, size, classes)
+        if classes is None:
+            network = self.restorer(channels, size)
+        else:
+            network = self.network(channels, size, classes)
         if mean is None and std is None:
             return network
         normalise = Normalise(mean or (0.0,), std or (1.0,))
         return nn.Sequential(OrderedDict(normalise=normalise, network=network))
 
-    @abstractmethod
     def network(self, channels: int, size: int, classes: int) -> nn.Module:
-        """Make the network without normalisation. The arguments are checked."""
+        """Make the network that classifies, without normalisation. The arguments are checked."""
+        raise NotImplementedError(f"{type(self).__name__} does not classify")
+
+    def restorer(self, channels: int, size: int) -> nn.Module:
+        """Make the network that restores images, without normalisation. The arguments are checked."""
+        raise NotImplementedError(f"{type(self).__name__} does not restore")
 
     def _per_channel(self, name: Literal["mean", "std"], channels: int) -> tuple[float, ...] | None:
         values: tuple[float, ...] | None = getattr(self, name)

@@ -11,14 +11,15 @@ from robustbench_sparse.models.base import ModelSpec
 
 
 def build_network(
-    spec: ModelSpec, defenses: list[Defense], channels: int, size: int, classes: int, seed: int
+    spec: ModelSpec, defenses: list[Defense], channels: int, size: int, classes: int | None, seed: int
 ) -> nn.Module:
     """The network to train, wrapped by the defenses, initialised from the seed's stream ``init``.
 
     Args:
         spec: the network's architecture.
         defenses: in the order of the config; each may wrap the network.
-        channels, size, classes: of the data set.
+        channels, size: of the images.
+        classes: of the data set; None for a network that restores images.
         seed: the run's.
 
     Raises:

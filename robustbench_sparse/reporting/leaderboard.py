@@ -17,7 +17,16 @@ import pandas as pd
 from pydantic import BaseModel
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
-from robustbench_sparse.config.columns import BELIEF, COUNTS, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
+from robustbench_sparse.config.columns import (
+    BELIEF,
+    COUNTS,
+    IDENTITY,
+    PUBLISHED,
+    SECONDS,
+    SPARSITIES,
+    TRAIN,
+    restored_columns,
+)
 from robustbench_sparse.engine.autotune import known
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_as
@@ -27,6 +36,7 @@ from robustbench_sparse.runs.certificate_record import NOT_CHECKED, REFUTED, wor
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.names import RECORD
 from robustbench_sparse.runs.outcomes import because, rates
+from robustbench_sparse.runs.restored import errors
 from robustbench_sparse.runs.seals import Seals
 
 
@@ -104,8 +114,10 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     rows = [_row(folder, manifest, entry) for entry in _chosen(folder, manifest, only)]
     _rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
-    rates = [c for name in ("clean", *labels, "worst") for c in (name, f"{name}_lo", f"{name}_hi")]
-    metrics = ["clean", *labels, "worst", *SPARSITIES, *TRAIN]
+    restores = manifest["task"] == "restore"
+    measured = restored_columns(labels) if restores else ["clean", *labels, "worst"]
+    rates = [c for name in measured for c in (name, f"{name}_lo", f"{name}_hi")]
+    metrics = [*measured, *SPARSITIES, *TRAIN]
     published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
     floats = [*rates, *SPARSITIES, *TRAIN, *published, *SECONDS]
     table = pd.DataFrame(
@@ -237,7 +249,7 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         "model": "",
         "defenses": "",
         "precision": "",
-        "verdict": NOT_CHECKED,
+        "verdict": NOT_CHECKED if manifest["task"] == "classify" else "",  # checks are of classifiers
         "flags": "",
         "asked": "",
         "run_id": entry["run_id"],
@@ -278,7 +290,7 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         )
     else:
         problems.append("incomplete: sparsity")
-    measured, gaps, notes = rates(home, manifest)
+    measured, gaps, notes = (errors if manifest["task"] == "restore" else rates)(home, manifest)
     problems += gaps
     return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from robustbench_sparse.config.columns import BELIEF, PUBLISHED, SECONDS, SPARSITIES
+from robustbench_sparse.config.columns import BELIEF, MSE, PUBLISHED, SECONDS, SPARSITIES
 from robustbench_sparse.foundation import texts
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import write_text
@@ -23,6 +24,8 @@ from robustbench_sparse.runs import names
 
 FORMATS = ("table", "csv", "markdown", "latex")
 MEANS, INTERVALS = "mean and standard deviation over seeds", "95 % Wilson interval"
+ERRORS = "Mean squared error (mse, pixels in [0, 1]), PSNR in dB and SSIM"
+ERROR_INTERVALS = "95 % t interval of the mean over the images"
 
 
 def sort_by(table: pd.DataFrame, column: str | None) -> pd.DataFrame:
@@ -103,7 +106,16 @@ def title_of(table: pd.DataFrame) -> tuple[str, str]:
     images = f"{' or '.join(str(n) for n in sizes)} images of {datasets}" if sizes else datasets
     published = any(c.startswith(PUBLISHED) for c in table.columns)
     note = "; published values in parentheses" if published else ""
-    return printable(table["benchmark"].iloc[0]), printable(f"Percent correct on {images}; {spread}{note}.")
+    what = f"Percent correct on {images}"
+    if restores(table):
+        what = f"{ERRORS} on {images}, degraded; shares of zeros in percent"
+        spread = spread.replace(INTERVALS, ERROR_INTERVALS)
+    return printable(table["benchmark"].iloc[0]), printable(f"{what}; {spread}{note}.")
+
+
+def restores(table: pd.DataFrame) -> bool:
+    """Whether it is a table of restoration networks."""
+    return "mse" in table.columns or "mse_mean" in table.columns
 
 
 def troubles_of(table: pd.DataFrame) -> list[str]:
@@ -148,31 +160,44 @@ def _plain(table: pd.DataFrame, name: str, number: bool) -> Column:
 
 def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> tuple[str, str, str]:
     """A number, its spread, and what was published; "" for what is missing."""
-    value = _number(row[f"{name}_mean" if over_seeds else name])
-    published, spread = _number(row.get(f"{PUBLISHED}{name}")), ""
+    number = partial(_number, form=FORMS.get(_kind(name), ".1f"))
+    value = number(row[f"{name}_mean" if over_seeds else name])
+    published, spread = number(row.get(f"{PUBLISHED}{name}")), ""
     if over_seeds and value:
-        deviation = _number(row[f"{name}_std"])
+        deviation = number(row[f"{name}_std"])
         spread = f"± {deviation}" if deviation else ""
     elif value and f"{name}_lo" in row:
-        low, high = _number(row[f"{name}_lo"]), _number(row[f"{name}_hi"])
+        low, high = number(row[f"{name}_lo"]), number(row[f"{name}_hi"])
         spread = f"[{low}, {high}]" if document else f"{low}-{high}"
     if published:
         published = f"(published {published})" if document else f"({published})"
     return value, spread, published
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.1f}"
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
+# How errors are shown, and their decimals in leaderboard.csv; all else are percentages.
+FORMS = {"mse": ".3g", "ssim": ".3f"}
+ERROR_DECIMALS = {"mse": 9, "ssim": 6}
 # Decimals of leaderboard.csv, by kind of column: percentages, and seconds of wall-clock time.
 PERCENT_DECIMALS, SECONDS_DECIMALS = 4, 1
 
 
+def _kind(column: str) -> str:
+    """``mse`` or ``ssim`` for a column of such numbers, whatever stands before and behind; else empty."""
+    name = column.removeprefix(PUBLISHED)
+    for end in ("_lo", "_hi", "_mean", "_std"):
+        name = name.removesuffix(end)
+    return "mse" if name.endswith(MSE) else name if name in ERROR_DECIMALS else ""
+
+
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is written: percentages to 4 decimals, seconds to 1."""
+    """The table as it is written: percentages to 4 decimals, squared errors to 9, SSIM to 6, seconds to 1."""
     floats = table.select_dtypes("float64").columns
     decimals = {c: SECONDS_DECIMALS if c in SECONDS else PERCENT_DECIMALS for c in floats}
+    decimals |= {c: ERROR_DECIMALS[_kind(c)] for c in floats if _kind(c)}
     out: pd.DataFrame = table.round(decimals)
     return out
 

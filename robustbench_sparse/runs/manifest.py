@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from attacks.base import Norm
-from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.config.plan import Plan, task_record
 from robustbench_sparse.config.plugins import settings_of
 from robustbench_sparse.config.schema import Level
 from robustbench_sparse.data.base import Dataset
@@ -42,6 +42,7 @@ class _Manifest(BaseModel):
     settings: dict[str, Any] = {}
     certificate: Level = "off"
     table: dict[str, Any] = {}
+    task: Literal["classify", "restore"] = "classify"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "attacks": [a.label for a in plan.attacks],
         "settings": {a.label: plain(a.record()) for a in plan.attacks},
         "threat": plan.config.threat.model_dump(),
+        **({} if plan.task.key == "classify" else {"task": plan.task.key}),
         "certificate": plan.config.evaluation.certificate,
         "table": table_of(plan),
         "runs": runs,
@@ -91,6 +93,7 @@ def table_of(plan: Plan) -> dict[str, Any]:
             "threat": c.threat.model_dump(),
             "evaluation": {k: getattr(c.evaluation, k) for k in ("draws", "limit", "precision")},
             "attacks": {a.label: a.record() for a in plan.attacks},
+            **task_record(plan.task),
             "runs": {run.label: run.record() for run in plan.runs},
             "seeds": list(c.seeds),
         }

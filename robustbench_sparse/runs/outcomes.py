@@ -44,7 +44,8 @@ class Verdicts:
     Attributes:
         columns: label -> share of draws classified right, per image, in the same order; ``clean``, every attack
             that left no gap, and ``worst`` where none did. ``worst`` counts the adversarials of the certificate's
-            checks, too.
+            checks, too. An attack with ``reference: prediction`` has ``unchanged`` in its own column, and counts for
+            ``worst`` like all others.
         index: the images' positions in the data set.
         gaps: why a column is missing.
         notes: what was put right on the way.
@@ -62,7 +63,7 @@ class Verdicts:
 
 def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
     """Read the outcomes in a run's folder. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
-    clean, problem, seconds = _outcome(run, names.CLEAN, ("index", "label", "correct"), None)
+    clean, problem, seconds = read_outcome(run, names.CLEAN, ("index", "label", "correct"), None)
     if clean is None:
         return Verdicts({}, [], [problem], [], Certificate(found={}))
     certificate = read_certificate(run, manifest)
@@ -70,8 +71,11 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
     found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], certificate, seconds)
     worst, some_inside = clean["correct"], False
     for label in manifest["attacks"]:
-        columns = ("index", "label", "adv_correct", "linf", "l2", "status")
-        table, problem, seconds = _outcome(run, label, columns, manifest["settings"].get(label))
+        settings = manifest["settings"].get(label)
+        by_prediction = (settings or {}).get("reference") == "prediction"
+        predictions = ("clean_pred", "adv_pred") if by_prediction else ()
+        columns = ("index", "label", "adv_correct", "linf", "l2", "status", *predictions)
+        table, problem, seconds = read_outcome(run, label, columns, settings)
         found.seconds += seconds
         if table is None:
             found.gaps.append(problem)
@@ -79,16 +83,13 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
         if not (table["index"].equals(clean["index"]) and table["label"].equals(clean["label"])):
             found.gaps.append(f"{label}: judged on other images than clean")
             continue
-        without = ~table["status"].isin(JUDGED) | table["adv_correct"].isna()
-        if without.any():
-            kinds = ", ".join(sorted(set(map(str, table["status"][without]))))
-            found.gaps.append(f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})")
+        gap = gap_in(label, table, "adv_correct")
+        if gap:
+            found.gaps.append(gap)
             continue
-        for flag in ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",):
-            count = int((table["status"] == flag).sum())
-            found.notes += [f"{label}: {count} {flag}, projected back"] if count else []
-        found.columns[label] = table["adv_correct"]
-        inside = _inside(table, manifest["threat"])
+        found.notes += put_right(label, table)
+        found.columns[label] = unchanged(table) if by_prediction else table["adv_correct"]
+        inside = inside_ball(table, manifest["threat"])
         some_inside = some_inside or bool(inside.any())
         worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
     more = clean["index"].map(certificate.found)
@@ -112,7 +113,30 @@ def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:
     return {name: 100 * total / len(correct), f"{name}_lo": 100 * low, f"{name}_hi": 100 * high}
 
 
-def _inside(table: pd.DataFrame, threat: Mapping[str, Any]) -> pd.Series[bool]:
+def unchanged(table: pd.DataFrame) -> pd.Series[float]:
+    """1 where an attack left the prediction as it was on the clean image, 0 where not, nan without a verdict."""
+    same = (table["adv_pred"] == table["clean_pred"]).astype("float64")
+    out: pd.Series[float] = same.where(table["adv_correct"].notna())
+    return out
+
+
+def gap_in(label: str, table: pd.DataFrame, verdict: str) -> str:
+    """What keeps an attack's outcome from being complete: images without a verdict; else empty."""
+    without = ~table["status"].isin(JUDGED) | table[verdict].isna()
+    if not without.any():
+        return ""
+    kinds = ", ".join(sorted(set(map(str, table["status"][without]))))
+    return f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})"
+
+
+def put_right(label: str, table: pd.DataFrame) -> list[str]:
+    """What was put right of an attack's candidates."""
+    flags = ("outside_box", "outside_ball") if table.attrs["bounded"] else ("outside_box",)
+    counts = {flag: int((table["status"] == flag).sum()) for flag in flags}
+    return [f"{label}: {count} {flag}, projected back" for flag, count in counts.items() if count]
+
+
+def inside_ball(table: pd.DataFrame, threat: Mapping[str, Any]) -> pd.Series[bool]:
     """Which candidates the benchmark's adversary may choose."""
     ball = Threat(norm=threat["norm"], eps=float(threat["eps"]))
     return table[ball.norm] <= ball.reach
@@ -123,10 +147,16 @@ def reach_of(eps: float, norm: Norm) -> float:
     return 0.0 if eps == 0 else Threat(norm=norm, eps=eps).reach
 
 
-def _outcome(
-    run: Path, label: str, columns: Sequence[str], settings: Mapping[str, Any] | None
+def read_outcome(
+    run: Path,
+    label: str,
+    columns: Sequence[str],
+    settings: Mapping[str, Any] | None,
+    highest: float = 1.0,
 ) -> tuple[pd.DataFrame | None, str, float]:
     """An outcome's table and seconds, or None and why there is none. The third column is the verdict.
+
+    A verdict lies in [0, ``highest``].
 
     The table's ``attrs`` say whether the attack is ``bounded``: one that seeks the smallest perturbation is not,
     and a candidate outside the ball is no fault of it.
@@ -165,8 +195,8 @@ def _outcome(
             raise ValueError("an image stands there twice")
         if "status" in table and not pd.api.types.is_string_dtype(table["status"].dropna()):
             raise ValueError("status: expected texts")
-        if not verdict.dropna().between(0, 1).all() or (label == "clean" and verdict.isna().any()):
-            raise ValueError(f"{columns[2]}: expected shares in [0, 1]")
+        if not verdict.dropna().between(0, highest).all() or (label == names.CLEAN and verdict.isna().any()):
+            raise ValueError(f"{columns[2]}: expected numbers in [0, {highest:g}]")
     except (OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: damaged: {one_line(e)}") from None
     table.attrs["bounded"] = about["bounded"]

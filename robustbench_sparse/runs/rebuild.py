@@ -55,6 +55,7 @@ def plan_of(facts: Mapping[str, Any], path: Path) -> Plan:
             "validation": record["validation"],
             "train_limit": record["train_limit"],
             "threat": record["threat"],
+            **({"task": record["task"]} if "task" in record else {}),
             "train": {"stages": [_known(stage) for stage in record["stages"]]},
             "runs": {facts["run"]: {"model": record["model"], "defenses": defenses}},
         }
@@ -89,6 +90,7 @@ def network_of(facts: Mapping[str, Any], path: Path, channels: int, size: int, c
     run = plan_of(facts, path).runs[0]
     try:
         defenses = [d.build() for d in run.defenses]
-        return build_network(run.model, defenses, channels, size, classes, int(facts["seed"])).eval()
+        seed, given = int(facts["seed"]), run.task.classes(classes)
+        return build_network(run.model, defenses, channels, size, given, seed).eval()
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path}: {one_line(e)}") from None

@@ -27,11 +27,13 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
         try:
             with torch.device("meta"):
                 defenses = [d.build() for d in run.defenses]
-                model = build_network(run.model, defenses, data.channels, data.size, data.classes, 0)
+                classes = run.task.classes(data.classes)
+                model = build_network(run.model, defenses, data.channels, data.size, classes, 0)
         except (ValueError, RuntimeError, OverflowError, MemoryError) as e:  # such as too many weights
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
         _check_crops(run, data)
+        _check_optimizers(run, model)
         _check_memory(run, model, data)
         _check_stages(run, defenses, model, data, threat)
 
@@ -46,12 +48,23 @@ def _check_crops(run: RunPlan, data: PreparedData) -> None:
             )
 
 
+def _check_optimizers(run: RunPlan, model: nn.Module) -> None:
+    """UserError for an optimizer whose settings name parameters that are not there."""
+    for stage in run.stages if next(model.parameters(), None) is not None else ():
+        try:
+            stage.optimizer.build(model)
+        except ValueError as e:
+            raise UserError(f"runs.{run.label}: train.optimizer: {one_line(e)}") from None
+
+
 def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
     """UserError where the largest batch of a training cannot fit into the memory there is; an estimate from below."""
     free = available_memory() if data.device.type == "cpu" else torch.cuda.mem_get_info(data.device)[0]
     if free is None:
         return
     batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
+    if next(model.parameters(), None) is None:
+        return
     needed = needed_memory(model, batch, data.channels, data.size)
     needed += max(state_memory(stage.optimizer.build(model)) for stage in run.stages)
     if needed > free:
@@ -135,6 +148,10 @@ def _check_stages(
     run: RunPlan, defenses: Sequence[Defense], model: nn.Module, data: PreparedData, threat: Threat
 ) -> None:
     """Ask every defense about the stages it acts in."""
+    if next(model.parameters(), None) is None:
+        if run.defenses:
+            raise UserError(f"runs.{run.label}.defenses: expected none for a network without weights")
+        return
     for number, stage in enumerate(run.stages):
         s = Step(
             model,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.base import Threat
@@ -30,6 +29,7 @@ from robustbench_sparse.models.build import build_network, on_device
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.counting import count_layers, shares_of
 from robustbench_sparse.training.checkpoint import Checkpoint, Moment
+from robustbench_sparse.training.minibatches import Minibatches
 from robustbench_sparse.training.validation import Validation, keep
 
 _LOOK_EVERY_S = 1.0
@@ -63,17 +63,20 @@ class Trainer:
         label: str = "",
     ) -> None:
         self.run, self.data, self.threat, self.show = run, data, threat, show
+        self.task = run.task
         self.label = label or run.label
         self.streams = Streams(seed)
         self.defenses = [d.build() for d in run.defenses]
         # Two defenses of one kind have streams of their own; adding another kind shifts neither.
         names = [d.name for d in run.defenses]
         self._stream_names = [f"defense/{n}/{names[:i].count(n)}" for i, n in enumerate(names)]
-        model = build_network(run.model, self.defenses, data.channels, data.size, data.classes, seed)
+        classes = self.task.classes(data.classes)
+        model = build_network(run.model, self.defenses, data.channels, data.size, classes, seed)
         self.model = on_device(model, data.device)
         self.trained = Trained()
         self.checkpoint = Checkpoint(checkpoint, self.model, self.defenses, self.streams, self.trained)
-        self.validation = Validation(data, threat, self.streams)
+        self.minibatches = Minibatches(self.task, data, self.streams)
+        self.validation = Validation(data, threat, self.streams, self.task)
         self._config: StageConfig  # of the stage at work
         self._forward: FastTraining
         self._sample: Tensor  # a minibatch to compile for, set with a stage
@@ -85,6 +88,9 @@ class Trainer:
 
     def train(self) -> Trained:
         """Train every stage to its end; returns the chosen weights, or why training diverged."""
+        if next(self.model.parameters(), None) is None:
+            self.trained.weights = self.trained.last_weights = self.model.state_dict()
+            return self.trained  # a network without weights, such as the identity, is what it is
         reached = self.checkpoint.read()
         first = reached.stage if reached else 0
         for number in range(first, len(self.run.stages)):
@@ -143,30 +149,36 @@ class Trainer:
         torch.manual_seed(derive(self.streams.seed, f"layers/{s.stage}/{s.epoch}"))
         self.model.train()
         loss_sum = torch.zeros((), device=self.data.device)
-        correct = torch.zeros((), device=self.data.device)
+        measured = torch.zeros((), device=self.data.device)
         seen, looked = 0, time.perf_counter()
-        stream = self.streams.get("data")
-        for x, y in self.data.batches(stream, config.batch_size):
-            s.x, s.y = augment(x, self.streams.get("augment")), y
-            loss, logits = self._step(optimizer)
+        for s.x, s.y in self.minibatches.epoch(augment, config.batch_size):
+            y = s.y
+            loss, outputs = self._step(optimizer)
             schedule.after_step()
             loss_sum += loss * len(y)
-            correct += (logits.argmax(1) == y).sum()
+            measured += self.task.measure(outputs, y).sum()
             seen += len(y)
             info = ""
             if time.perf_counter() - looked > _LOOK_EVERY_S:  # reading a loss waits for the device: rarely
                 looked = time.perf_counter()
                 info = f"epoch {s.epoch + 1}/{s.epochs} loss {self._finite(loss_sum) / seen:.4f}"
             task.advance(len(y), info)
-        s.train_accuracy = correct.item() / seen
-        return self._end_of_epoch(stage, schedule, {"lr": lr, "train_loss": self._finite(loss_sum) / seen})
+        losses = {"lr": lr, "train_loss": self._finite(loss_sum) / seen}
+        return self._end_of_epoch(stage, schedule, losses, measured.item() / seen)
 
-    def _end_of_epoch(self, stage: StagePlan, schedule: Schedule, row: dict[str, float]) -> dict[str, float]:
-        """Validate the deployed network, keep it where it is chosen, let the defenses see; the epoch's record."""
-        s, config = self.s, stage.config
+    def _end_of_epoch(
+        self, stage: StagePlan, schedule: Schedule, row: dict[str, float], trained: float
+    ) -> dict[str, float]:
+        """Validate the deployed network, keep it where it is chosen, let the defenses see; the epoch's record.
+
+        ``trained`` is what the task measures, on the epoch's minibatches.
+        """
+        s, config, task = self.s, stage.config, self.task
         deployed = self.deployed()
-        s.val_accuracy = self.validation.accuracy(deployed)
-        schedule.after_epoch(row["train_loss"], s.val_accuracy)
+        validated = self.validation.measured(deployed)
+        if task.percent:
+            s.train_accuracy, s.val_accuracy = trained, validated
+        schedule.after_epoch(row["train_loss"], task.score(validated))
         layers = count_layers(deployed)
         s.sparsity = shares_of(layers)
         sparsity = {k: math.nan if v is None else v for k, v in s.sparsity.items()}
@@ -174,19 +186,19 @@ class Trainer:
         row = {
             **when,
             **row,
-            "train_accuracy": 100 * s.train_accuracy,
-            "val_accuracy": 100 * s.val_accuracy,
+            f"train_{task.measured}": task.shown(trained),
+            f"val_{task.measured}": task.shown(validated),
             **sparsity,
             "l1_norm": math.fsum(layer["l1_norm"] for layer in layers),
         }
-        score = s.val_accuracy
+        score = task.score(validated)
         if stage.selection == "adversarial":
             score = self.validation.adversarial_accuracy(deployed, self._stand_in(deployed))
             row["val_adversarial_accuracy"] = 100 * score
         facts = {
             **when,
-            "val_accuracy": s.val_accuracy,
-            "train_accuracy": 100 * s.train_accuracy,
+            f"val_{task.measured}": validated,
+            f"train_{task.measured}": task.shown(trained),
             **sparsity,
         }
         keep(self.trained, stage.selection, config.select_after, score, facts, deployed)
@@ -204,8 +216,8 @@ class Trainer:
         with self._precision():
             for defense in self._acting():
                 s.x = defense.perturb(s)
-        logits = self._forward(s.x)
-        loss = F.cross_entropy(logits, s.y)
+        outputs = self._forward(s.x)
+        loss = self.task.loss(outputs, s.y)
         for defense in self._acting():
             penalty = defense.penalty(s)
             if penalty is not None:
@@ -220,7 +232,7 @@ class Trainer:
             for defense in self._acting():
                 defense.after_step(s)
         # With the penalty in it: one that is not finite has to stop the run too.
-        return loss.detach().float(), logits.detach()
+        return loss.detach().float(), outputs.detach()
 
     # The parts ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork
 from robustbench_sparse.foundation.streams import Streams
 from robustbench_sparse.runs.trained import Trained
+from robustbench_sparse.tasks import Classify, Task
+from robustbench_sparse.tasks.inputs import fixed_pairs
 
 ATTACK = IFGSM(steps=10, keep="last")
 ATTACKED = 1000  # images at most: a choice among epochs needs no more, and must not cost what training does
@@ -22,44 +24,48 @@ _BATCH = 512
 
 
 class Validation:
-    """Measures deployed networks on the validation part.
+    """Measures deployed networks on the validation part; the images' inputs are the same in every epoch and run.
 
     Args:
         data: holds it; it may be empty.
         threat: the benchmark's, in which it is attacked.
         streams: the run's; noise and random starts come from ``validation``.
+        task: says what is measured.
     """
 
-    def __init__(self, data: PreparedData, threat: Threat, streams: Streams) -> None:
+    def __init__(
+        self, data: PreparedData, threat: Threat, streams: Streams, task: Task | None = None
+    ) -> None:
         self.data, self.threat, self.streams = data, threat, streams
+        self.task = task or Classify()
 
-    def accuracy(self, network: nn.Module) -> float:
-        """Share of clean images classified correctly; nan where there are none."""
-        return self._share(network, network, self.data.count("val"), attacked=False)
+    def measured(self, network: nn.Module) -> float:
+        """The mean of what the task measures, such as the share classified correctly; nan without images."""
+        return self._mean(network, network, self.data.count("val"), attacked=False)
 
     def adversarial_accuracy(self, network: nn.Module, stand_in: FastNetwork | None = None) -> float:
-        """The same under ``ATTACK``, on the first ``ATTACKED`` images.
+        """The share classified correctly under ``ATTACK``, on the first ``ATTACKED`` images.
 
         Args:
             network: judges.
             stand_in: a copy that is attacked in its place.
         """
         count = min(self.data.count("val"), ATTACKED)
-        return self._share(network, stand_in or network, count, attacked=True)
+        return self._mean(network, stand_in or network, count, attacked=True)
 
-    def _share(self, network: nn.Module, climbed: nn.Module, count: int, *, attacked: bool) -> float:
+    def _mean(self, network: nn.Module, climbed: nn.Module, count: int, *, attacked: bool) -> float:
         noise = self.streams.get("validation")
-        correct = seen = 0
-        for x, y, _ in self.data.ordered("val", _BATCH):
+        total, seen = 0.0, 0
+        for x, y, _ in fixed_pairs(self.task, self.data, "val", _BATCH):
             x, y = x[: count - seen], y[: count - seen]
             if attacked:
                 x = ATTACK(climbed, x, y, self.threat, SampleRandom.spawn(noise, len(y)))
             with torch.no_grad(), noise_from(network, GeneratorNoise(noise)):
-                correct += int((network(x).argmax(1) == y).sum())
+                total += self.task.measure(network(x), y).sum().item()
             seen += len(y)
             if seen >= count:
                 break
-        return correct / seen if seen else math.nan
+        return total / seen if seen else math.nan
 
 
 def keep(

@@ -16,7 +16,7 @@ from attacks import ATTACKS, Attack, SampleRandom, Threat
 from attacks.base import RandomModule
 from attacks.transfer import Transfer
 
-KEYS = sorted(ATTACKS)
+KEYS = sorted(key for key, attack in ATTACKS.items() if "classify" in attack.tasks)
 # Attacks with a set of their own are no weaker for leaving a network standing in a ball.
 STRONG = [key for key in KEYS if not ATTACKS[key].weak and not ATTACKS[key].own_set]
 THREATS = [Threat(norm="linf", eps=0.15), Threat(norm="l2", eps=0.6)]

@@ -22,8 +22,8 @@ ROOMS = {
     "attacks": (),
     "defenses": ("base", "tracing", "regularisers", "robust", "sparse"),
     "robustbench_sparse": (
-        "foundation", "engine", "data", "models", "sparsity", "config", "runs", "shrinking", "reporting", "training",
-        "judging", "certificate", "verdict", "workspace", "workers", "benchmark", "evaluation", "cli",
+        "foundation", "engine", "data", "models", "tasks", "sparsity", "config", "runs", "shrinking", "reporting",
+        "training", "judging", "certificate", "verdict", "workspace", "workers", "benchmark", "evaluation", "cli",
     ),
 }  # fmt: skip
 # At the head of a package: what stands before every room, or speaks for all of them.

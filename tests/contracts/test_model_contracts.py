@@ -19,6 +19,8 @@ from robustbench_sparse.models.base import ModelSpec
 
 SHAPES = [(1, 8), (1, 28), (3, 32), (2, 13)]  # channels, size
 CLASSES = 7
+CLASSIFIERS = [key for key, spec in MODELS.items() if "classify" in spec.tasks]
+RESTORERS = [key for key, spec in MODELS.items() if "restore" in spec.tasks]
 
 
 def make(key: str, channels: int, size: int, seed: int = 0, **settings: object) -> nn.Module:
@@ -32,7 +34,7 @@ def images(count: int, channels: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("key", MODELS)
-class TestEveryModel:
+class TestEverySpec:
     def test_is_a_documented_frozen_keyword_only_dataclass_with_defaults(self, key: str) -> None:
         spec = MODELS[key]
         assert issubclass(spec, ModelSpec)
@@ -47,6 +49,53 @@ class TestEveryModel:
         with pytest.raises(dataclasses.FrozenInstanceError):
             spec().mean = (0.5,)
 
+    def test_says_what_it_is_for_and_builds_nothing_else(self, key: str) -> None:
+        tasks = MODELS[key].tasks
+        assert tasks
+        assert set(tasks) <= {"classify", "restore"}
+        for task, classes in (("classify", CLASSES), ("restore", None)):
+            if task not in tasks:
+                with pytest.raises(
+                    ValueError, match=f"^task: expected .* for the network {key}, got '{task}'"
+                ):
+                    MODELS[key]().build(1, 28, classes)
+
+
+@pytest.mark.parametrize("key", RESTORERS)
+class TestEveryRestorer:
+    @pytest.mark.parametrize(("channels", "size"), SHAPES)
+    def test_gives_images_and_a_gradient_to_every_parameter(self, key: str, channels: int, size: int) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = MODELS[key]().build(channels, size, None)
+        x = images(4, channels, size)
+        out = model(x)
+        assert out.shape == x.shape
+        assert out.isfinite().all()
+        F.mse_loss(out, 1 - x).backward() if out.requires_grad else None
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+    def test_an_output_depends_on_its_image_only(self, key: str) -> None:
+        model = MODELS[key]().build(1, 13, None).eval()
+        x = images(5, 1, 13)
+        with torch.no_grad():
+            alone = torch.cat([model(image[None]) for image in x])
+            torch.testing.assert_close(alone, model(x), rtol=1e-4, atol=1e-5)
+
+    def test_builds_on_meta(self, key: str) -> None:
+        with torch.device("meta"):
+            assert MODELS[key](mean=(0.5,)).build(3, 13, None)(torch.empty(2, 3, 13, 13)).shape == (
+                2,
+                3,
+                13,
+                13,
+            )
+
+
+@pytest.mark.parametrize("key", CLASSIFIERS)
+class TestEveryModel:
     @pytest.mark.parametrize(("channels", "size"), SHAPES)
     def test_gives_finite_logits_and_a_gradient_to_every_parameter(
         self, key: str, channels: int, size: int

@@ -34,6 +34,7 @@ from tests.helpers.accidents import (
     truth,
 )
 
+OF_CLASSIFIERS = sorted(name for name, attack in ATTACKS.items() if "classify" in attack.tasks)
 LIBRARY = ("FGSM", "PGD", "APGD", "EOTPGD", "MIFGSM", "FAB")
 
 
@@ -61,7 +62,7 @@ def test_the_librarys_attacks_on_what_cannot_be_attacked(
 
 
 @pytest.mark.parametrize("network", [NaNGradient, InfiniteGradient])
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_own_attacks_on_a_network_without_gradients(tmp_path: Path, name: str, network: type[Linear]) -> None:
     attack = small(name)
     table = judged(tmp_path, network(), attack)
@@ -72,7 +73,7 @@ def test_own_attacks_on_a_network_without_gradients(tmp_path: Path, name: str, n
         assert_none_withstood(table)
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_own_attacks_on_a_network_without_numbers(tmp_path: Path, name: str) -> None:
     assert_none_withstood(judged(tmp_path, OffTheGrid(), small(name)))
 
@@ -137,7 +138,7 @@ class Foreign(Attack):
 
 
 @pytest.mark.parametrize("how", ["data", "in place", "nan"])
-@pytest.mark.parametrize("name", [*sorted(ATTACKS), "torchattacks:PGD", "foreign"])
+@pytest.mark.parametrize("name", [*OF_CLASSIFIERS, "torchattacks:PGD", "foreign"])
 def test_what_a_network_writes_changes_nothing(tmp_path: Path, name: str, how: str) -> None:
     attack = Foreign() if name == "foreign" else small(name)
     plain = judged(tmp_path / "plain", Linear(), attack)

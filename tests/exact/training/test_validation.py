@@ -43,7 +43,7 @@ def data(count: int = 40, validation_images: int = 20) -> PreparedData:
 def test_clean_and_attacked_shares_are_those_counted_by_hand() -> None:
     images = data()
     v = Validation(images, Threat(eps=0.1), Streams(0))
-    assert v.accuracy(Bright().eval()) == 1.0
+    assert v.measured(Bright().eval()) == 1.0
     x, _ = images.gather("val", torch.arange(20))
     far = ((x.flatten(1).mean(1) - 0.5).abs() > 0.1).float().mean().item()
     assert 0 < far < 1
@@ -52,7 +52,7 @@ def test_clean_and_attacked_shares_are_those_counted_by_hand() -> None:
 
 def test_an_empty_part_says_nothing() -> None:
     v = Validation(data(validation_images=0), Threat(eps=0.1), Streams(0))
-    assert math.isnan(v.accuracy(Bright().eval()))
+    assert math.isnan(v.measured(Bright().eval()))
     assert math.isnan(v.adversarial_accuracy(Bright().eval()))
 
 

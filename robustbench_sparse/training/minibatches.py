@@ -1,0 +1,50 @@
+"""Minibatches of training: shuffled, augmented, and made into inputs and targets of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attacks.base import GeneratorNoise
+from robustbench_sparse.data.augment import Augment
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation.streams import Streams, derive
+from robustbench_sparse.tasks.base import Task
+from robustbench_sparse.tasks.inputs import LazyNoise
+
+_PART = 1024  # images that inputs are drawn for at once
+
+
+class Minibatches:
+    """The training part of a run, epoch by epoch.
+
+    Args:
+        task: makes inputs and targets.
+        data: holds the images.
+        streams: the run's; order, augmentation and inputs each have their own.
+    """
+
+    def __init__(self, task: Task, data: PreparedData, streams: Streams) -> None:
+        self.task, self.data, self.streams = task, data, streams
+        self._kept: Tensor | None = None  # inputs of all training images, where they are drawn once
+
+    def epoch(self, augment: Augment, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, C, S, S) and targets (B, ...) of one epoch; the last minibatch may be smaller."""
+        noise = LazyNoise(lambda: GeneratorNoise(self.streams.get("inputs")))
+        for positions in self.data.shuffled(self.streams.get("data"), batch_size):
+            x, y = self.data.gather("train", positions)
+            if self.task.redraws:
+                yield self.task.pair(augment(x, self.streams.get("augment")), y, noise)
+            else:
+                yield self._once()[positions.to(self.data.device)], x
+
+    def _once(self) -> Tensor:
+        """The inputs drawn once: from a stream of their own, so that a run that goes on draws the same ones."""
+        if self._kept is None:
+            stream = torch.Generator().manual_seed(derive(self.streams.seed, "inputs drawn once"))
+            noise, parts = GeneratorNoise(stream), torch.split(torch.arange(self.data.count("train")), _PART)
+            pairs = (self.task.pair(*self.data.gather("train", part), noise) for part in parts)
+            self._kept = torch.cat([inputs for inputs, _ in pairs])
+        return self._kept
