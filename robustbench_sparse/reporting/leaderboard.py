@@ -185,7 +185,8 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
         if "verdict" in group:
             row["rank"] = group["rank_seeds"].iloc[0]
-            row["verdict"] = worst_verdict(list(group["verdict"]))
+            verdicts = [v for v in group["verdict"] if v]  # none of networks that no check is made for
+            row["verdict"] = worst_verdict(verdicts) if verdicts else ""
             row["flags"] = " ".join(dict.fromkeys(" ".join(group["flags"]).split()))
         for column in averaged:
             row[f"{column}_mean"] = group[column].mean(skipna=False)
