@@ -190,6 +190,9 @@ def check_type(hint: Any, value: Any, path: tuple[str | int, ...]) -> Any:
     except ValidationError as e:
         first = e.errors()[0]
         item = tuple(p for p in first["loc"] if isinstance(p, int))  # place in a list
+        if first["type"] in ("missing", "extra_forbidden"):
+            key, kind = first["loc"][-1], "is missing" if first["type"] == "missing" else "is unknown"
+            raise SettingError((*path, *item), f"the key {key!r} {kind}") from None
         raise SettingError((*path, *item), f"{expectation(first)}, got {shown(first['input'])}") from None
     except PydanticUserError as e:
         raise SettingError(path, f"its type cannot be checked: {one_line(e)[:100]}") from None

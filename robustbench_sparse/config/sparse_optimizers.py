@@ -64,7 +64,8 @@ class SparseOptimizerSpec(OptimizerSpec):
         check(self.lam >= 0 and math.isfinite(self.lam), "lam", "a finite number >= 0", self.lam)
         for number, group in enumerate(self.groups):
             lam = group.get("lam", 0.0)
-            check(lam >= 0 and math.isfinite(lam), "groups", f"{number}.lam: a finite number >= 0", lam)
+            if not (lam >= 0 and math.isfinite(lam)):
+                raise ValueError(f"groups: {number}.lam: expected a finite number >= 0, got {lam:g}")
             if group["regulariser"] is not None:
                 make_regulariser(group["regulariser"], "groups")
         for setting, shape in _SHAPES.items():

@@ -22,7 +22,8 @@ class DenseResidualLayer(nn.Module):
         activation: sigma.
 
     Attributes:
-        sources: the numbers i of the x^i that may be skipped to here; ``skip`` holds tau^{l,i} in their order.
+        sources: the numbers i of the x^i that may be skipped to here.
+        skip: tau^{l,i} in their order; None where there is none.
     """
 
     def __init__(self, widths: list[int], width: int, activation: nn.Module) -> None:
@@ -30,13 +31,14 @@ class DenseResidualLayer(nn.Module):
         self.linear = nn.Linear(widths[-1], width)
         self.activation = activation
         self.sources = [i for i, other in enumerate(widths) if other == width]
-        self.skip = nn.Parameter(torch.zeros(len(self.sources)))
+        self.skip = nn.Parameter(torch.zeros(len(self.sources))) if self.sources else None
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         """x^0 to x^l, each (B, width) -> x^{l+1}, (B, width)."""
         out: Tensor = self.activation(self.linear(xs[-1]))
-        for tau, i in zip(self.skip, self.sources, strict=True):
-            out = torch.addcmul(out, xs[i], tau)
+        if self.skip is not None:
+            for tau, i in zip(self.skip, self.sources, strict=True):
+                out = torch.addcmul(out, xs[i], tau)
         return out
 
 
