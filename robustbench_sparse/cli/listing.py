@@ -14,6 +14,7 @@ TABLES = {
     "defenses": "defenses:DEFENSES",
     "regularisers": "defenses:REGULARISERS",
     "models": "robustbench_sparse.models:MODELS",
+    "tasks": "robustbench_sparse.tasks:TASKS",
     "datasets": "robustbench_sparse.data:DATASETS",
     "optimizers": "robustbench_sparse.config.optimizers:OPTIMIZERS",
     "schedules": "robustbench_sparse.config.optimizers:SCHEDULES",

@@ -20,10 +20,14 @@ from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.seals import Seals
 
+# What is shown of classifiers; of restoration networks the errors take the accuracies' place.
 SHOWN = ("train_accuracy", "val_accuracy", "l1_norm", "nonzero")
+SHOWN_ERRORS = ("train_mse", "val_mse", *SHOWN[2:])
 _TITLES = {
     "train_accuracy": "train accuracy in %",
     "val_accuracy": "validation accuracy in %",
+    "train_mse": "train squared error",
+    "val_mse": "validation squared error",
     "l1_norm": "l1 norm",
     "nonzero": "non-zero weights in %",
 }
@@ -56,7 +60,8 @@ def collect(folder: Path, only: Sequence[str] = (), layers: bool = False) -> pd.
         if (only and entry["run"] not in only) or not seals.has(name):
             continue
         seals.check(name)
-        parts.append(_one(path, entry))
+        if path.read_text(encoding="utf-8").strip():  # a network without weights has no epochs
+            parts.append(_one(path, entry))
     if not parts:
         raise UserError(f"{folder}: no run has been trained to its end")
     return pd.concat(parts, ignore_index=True)
@@ -104,19 +109,25 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 def text_of(table: pd.DataFrame) -> str:
     """Some epochs of every run, for people; of ``over_seeds`` without layers."""
-    rows = []
+    rows, columns = [], shown_of(table)
     for run, group in table.groupby("run", sort=False):
         shown = group[group["passed"].isin([*_PRINTED, group["passed"].max()])]
         for row in shown.to_dict("records"):
-            rows.append([str(run), str(row["passed"]), *(_spread(row, c) for c in SHOWN)])
-    return to_text(from_rows(["run", "epoch", *SHOWN], rows, texts=["run"]), rule=False) + "\n"
+            rows.append([str(run), str(row["passed"]), *(_spread(row, c) for c in columns)])
+    return to_text(from_rows(["run", "epoch", *columns], rows, texts=["run"]), rule=False) + "\n"
+
+
+def shown_of(table: pd.DataFrame) -> tuple[str, ...]:
+    """The figures that a table of ``over_seeds`` is shown by."""
+    return SHOWN_ERRORS if "val_mse_mean" in table else SHOWN
 
 
 def _spread(row: dict[Any, Any], column: str) -> str:
     mean, std = row[f"{column}_mean"], row[f"{column}_std"]
     if pd.isna(mean):
         return ""
-    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} +- {std:.2f}"
+    form = ".3g" if column.endswith("mse") else ".2f"
+    return f"{mean:{form}}" if pd.isna(std) else f"{mean:{form}} +- {std:{form}}"
 
 
 def plot(table: pd.DataFrame, path: Path, title: str = "") -> None:
@@ -133,13 +144,15 @@ def plot(table: pd.DataFrame, path: Path, title: str = "") -> None:
     figure = new_figure(path, figsize=(11, 7))
     figure.suptitle(title)
     axes = figure.subplots(2, 2).flatten()
-    for ax, column in zip(axes, SHOWN, strict=True):
+    for ax, column in zip(axes, shown_of(table), strict=True):
         for run, group in table.groupby("run", sort=False):
             x, mean = group["passed"], group[f"{column}_mean"]
             std = group[f"{column}_std"].fillna(0)
             (line,) = ax.plot(x, mean, label=run)
             ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel="epoch", ylabel=_TITLES[column])
+        if column.endswith("mse"):
+            ax.set_yscale("log")
         low = table[f"{column}_mean"].quantile(0.05)
         if column.endswith("accuracy") and not pd.isna(low):  # the first epochs would flatten all others
             ax.set_ylim(low - 0.5, 100.2)

@@ -63,6 +63,8 @@ class Verdicts:
 
 def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
     """Read the outcomes in a run's folder. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
+    if manifest.get("task", "classify") != "classify":
+        raise UserError(f"{run}: expected a run of the task classify, got {manifest['task']}")
     clean, problem, seconds = read_outcome(run, names.CLEAN, ("index", "label", "correct"), None)
     if clean is None:
         return Verdicts({}, [], [problem], [], Certificate(found={}))

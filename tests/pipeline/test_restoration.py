@@ -14,6 +14,9 @@ import torch
 from robustbench_sparse.benchmark import run_benchmark
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.reporting import history
+from robustbench_sparse.reporting.comparison import compare_runs
+from robustbench_sparse.reporting.curve import curve
 from robustbench_sparse.reporting.leaderboard import aggregate
 from robustbench_sparse.reporting.tables import columns_of, title_of
 from robustbench_sparse.runs.folder import RunFolder
@@ -118,6 +121,26 @@ def test_the_history_names_the_error(done: tuple[Path, pd.DataFrame]) -> None:
     chosen = RunFolder.at(folder(out, "residual")).training()
     assert chosen is not None
     assert chosen["selected"]["epoch"] == history["val_mse"].idxmin()
+
+
+def test_the_history_is_shown_by_its_errors(done: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    out, _ = done
+    over_seeds = history.over_seeds(history.collect(out / "restored"))
+    assert set(over_seeds["run"]) == {"residual", "rows"}, "the identity has no epochs"
+    text = history.text_of(over_seeds)
+    assert "val_mse" in text
+    assert "accuracy" not in text
+    history.plot(over_seeds, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 10_000
+
+
+def test_what_is_about_classifiers_says_so(done: tuple[Path, pd.DataFrame]) -> None:
+    out, _ = done
+    run = folder(out, "residual")
+    with pytest.raises(UserError, match="expected a run of the task classify, got restore"):
+        curve(run, "pgd")
+    with pytest.raises(UserError, match="expected a run of the task classify, got restore"):
+        compare_runs(run, folder(out, "rows"))
 
 
 def test_tables_say_what_the_numbers_are(done: tuple[Path, pd.DataFrame]) -> None:
