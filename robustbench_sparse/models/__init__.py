@@ -1,5 +1,6 @@
 """All networks: one import and one entry each."""
 
+from robustbench_sparse.models.autoencoder import Autoencoder
 from robustbench_sparse.models.base import ModelSpec as ModelSpec
 from robustbench_sparse.models.convnet import ConvNet
 from robustbench_sparse.models.dense_residual import DenseResidual
@@ -12,6 +13,7 @@ from robustbench_sparse.models.vgg16 import VGG16
 
 MODELS: dict[str, type[ModelSpec]] = {
     "mlp": MLP,
+    "autoencoder": Autoencoder,
     "dense_residual": DenseResidual,
     "identity": Identity,
     "lenet": LeNet,
