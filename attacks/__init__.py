@@ -15,6 +15,7 @@ from attacks.ifgsm import IFGSM
 from attacks.nattack import NAttack
 from attacks.noise import GaussianNoise
 from attacks.pgd import PGD
+from attacks.pgd_clip import PGDClip
 from attacks.pgd_mse import PGDMse
 from attacks.random_search import RandomSearch
 from attacks.square import Square
@@ -33,6 +34,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "nattack": NAttack,
     "noise": GaussianNoise,
     "pgd": PGD,
+    "pgd_clip": PGDClip,
     "pgd_mse": PGDMse,
     "random_search": RandomSearch,
     "square": Square,
@@ -54,7 +56,7 @@ __all__ = [
     "GaussianNoise",
     "Geometric",
     "NAttack",
-    "PGDMse",
+    "PGDClip",
     "RandomSearch",
     "SampleRandom",
     "Square",

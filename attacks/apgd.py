@@ -35,6 +35,7 @@ class APGD(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`; must be ``none`` with ``dlr_targeted``.
+        reference: see :class:`attacks.base.Attack`.
         steps: gradient steps per path, the paper's N_iter.
         restarts: paths per image (and class, with ``dlr_targeted``), each from a random point of its own.
         loss: what is ascended: ``ce``, ``margin``, ``dlr`` (at least 3 classes), or ``dlr_targeted`` (at least 4):

@@ -29,6 +29,7 @@ class AutoAttack(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         steps: gradient steps per path of APGD and FAB.
         targets: wrong classes that the targeted attacks try, likeliest first.
         restarts: paths per image (and class) of APGD.

@@ -11,7 +11,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -24,6 +24,7 @@ LATER = {"later": True}
 BALL_SLACK = 1e-6
 L2_SLACK = 1e-5  # relative: an l2 norm sums thousands of rounded squares
 Target = Literal["none", "given", "runner_up", "least_likely", "next", "random"]
+Reference = Literal["label", "prediction"]
 # Maps (logits (B, K), labels (B,)) to one loss per image (B,); a larger loss is closer to misclassification.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -394,6 +395,9 @@ class Attack(ABC):
         target: ``none`` attacks the true label; ``given`` takes ``y`` as the class to reach; the others choose
             a wrong class from the clean logits (``runner_up``, ``least_likely``), by number (``next``) or at
             random (``random``) and try to reach it.
+        reference: the class that ``target`` starts from: ``label``, the true one (Dinh 4.2.1); or ``prediction``, the
+            network's own on the clean image (Roith 1.2: y := f(x)), whatever ``y`` says. An image then counts as broken
+            when its prediction changes, and one that was misclassified is attacked, too. Not with ``given``.
 
     Attributes:
         weak: the attack is too weak to judge a network alone; never report its accuracy without a strong one.
@@ -413,9 +417,14 @@ class Attack(ABC):
     batch_dependent: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("classify",)
     target: Target = "none"
+    reference: Reference = field(default="label", metadata=LATER)
 
     def __post_init__(self) -> None:
         check(self.target in get_args(Target), "target", f"one of {', '.join(get_args(Target))}", self.target)
+        known = get_args(Reference)
+        check(self.reference in known, "reference", " or ".join(known), self.reference)
+        free = self.reference == "label" or (self.target != "given" and "classify" in self.tasks)
+        check(free, "reference", "label where a class is given, or there are none", self.reference)
 
     def __call__(
         self,
@@ -430,7 +439,8 @@ class Attack(ABC):
         Args:
             model: the network, in eval mode, mapping (B, C, H, W) to logits (B, K).
             x: clean images in [0, 1], (B, C, H, W).
-            y: labels (B,): the true ones, or the classes to reach with ``target="given"``.
+            y: labels (B,): the true ones, or the classes to reach with ``target="given"``; unused with
+                ``reference="prediction"``.
             threat: norm and radius.
             generator: the images' random streams, or one generator to seed them from.
 
@@ -454,6 +464,8 @@ class Attack(ABC):
         check(len(random) == x.shape[0], "generator", f"{x.shape[0]} random streams", len(random))
         self.check_threat(threat)
         seen = model if isinstance(model, SeesCopies) else SeesCopies(model)
+        if self.reference == "prediction":
+            y = self.predicted(seen, x, random).to(y)
         return check_candidate(self.run(seen, x.detach(), y, threat, random), x).detach()
 
     @abstractmethod
@@ -462,6 +474,14 @@ class Attack(ABC):
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ValueError when the attack cannot work in this threat; called when a config is read, too."""
+
+    @torch.no_grad()
+    def predicted(self, model: nn.Module, x: Tensor, random: SampleRandom) -> Tensor:
+        """The classes (B,) a network gives images; of a random one by the mean of ``eot`` passes."""
+        exact = None if is_stochastic(model) else exact_of(model)
+        if exact is not None:
+            return exact(x).argmax(1)
+        return logits_of(model, x, random, int(getattr(self, "eot", 1) or 1)).argmax(1)
 
     def check_targets(self, x: Tensor, y: Tensor) -> None:
         """Raise ValueError for a ``y`` that does not belong to such images."""

@@ -39,6 +39,7 @@ class CW(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         steps: gradient steps per search.
         search_steps: searches, each from the clean image: values of c (l2), pairs of tau and c (l_inf).
         initial_c: first weight of the hinge against the size.

@@ -28,6 +28,7 @@ class CWPublished(Attack):
 
     Args:
         target: how t is chosen: ``runner_up`` (as published), ``least_likely``, ``next`` or ``random``.
+        reference: see :class:`attacks.base.Attack`.
         steps: Adam's steps.
         learning_rate: Adam's, in pixel units.
         c: weight of the hinge against the squared size.

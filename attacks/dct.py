@@ -70,6 +70,7 @@ class DCT(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         steps: gradient steps.
         step_size: the alpha above, in pixel units; None means 2.5 * eps / steps.
         frequencies: coefficients kept along each axis, the lowest ones; an image smaller than this keeps all.

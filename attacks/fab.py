@@ -42,6 +42,7 @@ class FAB(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`; with a class to reach, ``targets`` is unused.
+        reference: see :class:`attacks.base.Attack`.
         steps: projections per path, the paper's N_iter.
         restarts: paths per image and class; the first from the clean image, the others from random points.
         targets: number of wrong classes to try, likeliest first.

@@ -93,6 +93,7 @@ class FromTorchattacks(Attack):
     Args:
         target: see :class:`attacks.base.Attack`; only where the library's attack can aim at a class, and ``given``
             only where it needs no true label beside it.
+        reference: see :class:`attacks.base.Attack`.
         attack: name of the class, such as ``PGD``.
         settings: arguments of its constructor, but for the radius, the norm, the seed and what is printed; those left
             out are filled in with the library's defaults. ``n_classes`` is lowered to the network's classes.

@@ -57,6 +57,7 @@ class Geometric(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         search: ``grid`` tries every pair of an angle and a shift; ``random`` the worst of ``draws`` transformations,
             uniform in both ranges.
         max_angle: rotations reach from minus to plus this many degrees, in [0, 180].

@@ -33,6 +33,7 @@ class IFGSM(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         steps: the paper's M.
         step_size: the paper's alpha, in pixel units; None means 2.5 * eps / steps (Madry et al. 2018, app. A), which
             lets the path reach the boundary of the ball from anywhere in it and move along it.

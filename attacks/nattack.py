@@ -30,6 +30,7 @@ class NAttack(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         samples: draws per step, the paper's b; at most 100000, as those of an image are held at once.
         steps: steps at most; on a network that is not random, an image leaves once it is fooled.
         sigma: standard deviation of the draws, in units of z.

@@ -19,6 +19,7 @@ class GaussianNoise(Attack):
 
     Args:
         target: ``none``; noise has no aim.
+        reference: what decides whether an image is broken; see :class:`attacks.base.Attack`.
         sigma: standard deviation in pixel units, > 0.
     """
 

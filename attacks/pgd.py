@@ -17,7 +17,7 @@ from attacks.iterate import Best, random_start
 class PGD(IFGSM):
     """IFGSM from uniformly random points of the ball, best of several restarts.
 
-    Further settings (``target``, ``steps``, ``step_size``, ``loss``, ``eot``, ``momentum``, ``keep``,
+    Further settings (``target``, ``reference``, ``steps``, ``step_size``, ``loss``, ``eot``, ``momentum``, ``keep``,
     ``early_stop``) are those of :class:`attacks.ifgsm.IFGSM`.
 
     Args:

@@ -68,6 +68,7 @@ class RandomSearch(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         queries: answers of the network per image at most; on a random network each is the mean of ``eot`` passes.
         corners: share of the draws at the corners (l_inf) or on the sphere (l2), in [0, 1].
         eot: passes averaged per query when the network is random; 1 pass otherwise.

@@ -38,6 +38,7 @@ class Square(Attack):
 
     Args:
         target: see :class:`attacks.base.Attack`.
+        reference: see :class:`attacks.base.Attack`.
         queries: answers of the network per image at most, all restarts together; on a random network each is the
             mean of ``eot`` passes, and the point kept so far is asked anew at each step, lest a lucky answer stay.
         p_init: share of the pixels in the first windows; halved on the paper's schedule, stretched to the number of

@@ -24,8 +24,8 @@ class Transfer(PGD):
     The paths do not stop at the first point that fools the source: what goes deep there is likelier to fool another
     network, too. The attacked network is only asked for its answers, once per path.
 
-    Further settings (``target``, ``steps``, ``step_size``, ``loss``, ``eot``, ``random_start``) are those of
-    :class:`attacks.pgd.PGD`; ``keep`` and ``early_stop`` are unused.
+    Further settings (``target``, ``reference``, ``steps``, ``step_size``, ``loss``, ``eot``, ``random_start``) are
+    those of :class:`attacks.pgd.PGD`; ``keep`` and ``early_stop`` are unused.
 
     Args:
         source: ``noise_off``, the attacked network itself with its noise off; in a benchmark also the label of another

@@ -69,6 +69,8 @@ class Step:
         lr: learning rate of the current step.
         fast: makes a copy of the network as it is now, in eval mode, that is quick to attack and has gradients for
             its input only; None where the network itself is as quick.
+        fresh: makes another network of this kind on the CPU, its weights drawn as those of this one were, but from the
+            generator given; None where nothing can.
         train_accuracy: share of the epoch's training images classified right, in [0, 1]; from ``end_epoch``
             on.
         val_accuracy: the same on the validation part, with the deployed network.
@@ -90,6 +92,7 @@ class Step:
     y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     lr: float = 0.0
     fast: Callable[[], nn.Module] | None = None
+    fresh: Callable[[torch.Generator], nn.Module] | None = None
     train_accuracy: float = float("nan")
     val_accuracy: float = float("nan")
     sparsity: Mapping[str, float | None] = field(default_factory=dict)

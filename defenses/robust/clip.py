@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Silence, check, noise_from, per_image
+from attacks.base import LATER, Silence, check, noise_from, per_image
 from defenses.base import Log, Step, frozen_statistics
 from defenses.robust.controller import Controlled
 from defenses.robust.draws import BatchRandom
@@ -32,8 +32,9 @@ class CLIP(Controlled):
     Minimises L(theta) + lambda * max over pairs of L(x, x') = ||f(x) - f(x')||_2 / ||x - x'||_2, f the logits
     (Roith (1.3)). Every minibatch first moves each pair along tau L grad L, the gradient of L^2 / 2; a step
     is accepted only if L grew, and each pair's tau grows or shrinks by a factor accordingly (the authors'
-    code). The network is seen as it is deployed: batch-norm in eval mode, random layers at their mean, in
-    float32.
+    code). As it is printed (Roith 1.2.1) every step is taken, tau is fixed, the pairs are drawn once and no batch is
+    left out: ``ascent: plain, renew_every: null, max_lipschitz: .inf``. The network is seen as it is deployed:
+    batch-norm in eval mode, random layers at their mean, in float32.
 
     Further settings (``lam``, ``target_accuracy``, ``increment``, ``warm_up``, ``cooldown``, ``signal``) are
     those of :class:`defenses.robust.controller.Controlled`. While lambda is 0 nothing is computed and no pair moves.
@@ -48,9 +49,11 @@ class CLIP(Controlled):
             authors'.
         init_noise: size of that noise in pixel units, > 0.
         ascent_steps: ascent steps per minibatch, >= 1.
+        ascent: ``accepted`` keeps a step only if L grew; ``plain`` takes every step, of size ``step_size``: too large a
+            one loses the pair.
         step_size: tau at the start of every pair, > 0. The authors' code ascends L^2, so its 10 is 20 here.
-        step_factor: what tau grows or shrinks by, >= 1.
-        renew_every: minibatches after which new pairs are drawn, >= 1.
+        step_factor: what tau grows or shrinks by, >= 1; unused by ``plain``.
+        renew_every: minibatches after which new pairs are drawn, >= 1; None keeps the first ones.
         max_lipschitz: the penalty is left out of a batch (0, with gradient 0) where what lambda multiplies
             exceeds this, or is not a number.
         box: keep the pairs in [0, 1]; the papers let them leave it.
@@ -66,9 +69,10 @@ class CLIP(Controlled):
     init: Literal["perturbed", "partial_random", "noise"] = "perturbed"
     init_noise: float = 0.1
     ascent_steps: int = 1
+    ascent: Literal["accepted", "plain"] = field(default="accepted", metadata=LATER)
     step_size: float = 1.0
     step_factor: float = 1.3
-    renew_every: int = 2000
+    renew_every: int | None = 2000
     max_lipschitz: float = 5e3
     box: bool = False
     cheap: bool = False
@@ -82,9 +86,11 @@ class CLIP(Controlled):
         check(self.init in inits, "init", " or ".join(inits), self.init)
         check(0 < self.init_noise < math.inf, "init_noise", "a finite number > 0", self.init_noise)
         check(self.ascent_steps >= 1, "ascent_steps", "an integer >= 1", self.ascent_steps)
+        check(self.ascent in ("accepted", "plain"), "ascent", "accepted or plain", self.ascent)
         check(0 < self.step_size < math.inf, "step_size", "a finite number > 0", self.step_size)
         check(1 <= self.step_factor < math.inf, "step_factor", "a finite number >= 1", self.step_factor)
-        check(self.renew_every >= 1, "renew_every", "an integer >= 1", self.renew_every)
+        every = self.renew_every
+        check(every is None or every >= 1, "renew_every", "an integer >= 1 or null", every)
         check(self.max_lipschitz > 0, "max_lipschitz", "a number > 0", self.max_lipschitz)
         check(
             not self.cheap or self.reduction == "mean", "cheap", "reduction: mean beside it", self.reduction
@@ -144,7 +150,8 @@ class CLIP(Controlled):
 
     def _renew(self, s: Step) -> None:
         """Draw pairs at the start and every ``renew_every`` minibatches."""
-        if self.memory.get("age", self.renew_every) >= self.renew_every:
+        age, every = self.memory.get("age"), self.renew_every
+        if age is None or (every is not None and age >= every):
             images = s.images(self.source, self.pairs, s.generator)
             self.memory["first"], self.memory["second"] = self._draw(images, BatchRandom(s.generator))
             self.memory["step"] = images.new_full((len(images),), self.step_size)
@@ -162,7 +169,9 @@ class CLIP(Controlled):
         """Move the pairs and return what lambda multiplies; differentiable in the parameters."""
         first, second, step = (self.memory[k] for k in ("first", "second", "step"))
         for _ in range(self.ascent_steps):
-            first, second, step, values = ascend(model, first, second, step, self.step_factor, self.box)
+            first, second, step, values = ascend(
+                model, first, second, step, self.step_factor, self.box, plain=self.ascent == "plain"
+            )
         step = step.clamp(self.step_size / STEP_RANGE, self.step_size * STEP_RANGE)
         self.memory.update(first=first, second=second, step=step, lipschitz=values.max())
         if self.reduction != "mean":  # one pair through the network is enough for a maximum
@@ -194,7 +203,14 @@ def quotient(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 
 def ascend(
-    model: nn.Module, first: Tensor, second: Tensor, step: Tensor, factor: float, box: bool = False
+    model: nn.Module,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    factor: float,
+    box: bool = False,
+    *,
+    plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One ascent step on L^2 / 2 for every pair, taken only where L grew (Roith 1.2.1; CLIP, Alg. 1).
 
@@ -205,6 +221,7 @@ def ascend(
         step: each pair's step size tau, (P,).
         factor: what tau is multiplied by where L grew, and divided by elsewhere.
         box: keep the points in [0, 1].
+        plain: take the step whatever L does, and leave tau as it is.
 
     Returns:
         Both points and the step sizes for the next time, and L at the points returned (P,), all detached.
@@ -217,6 +234,8 @@ def ascend(
         new = [p + per_image(step, p) * g for p, g in zip(old, grads, strict=True)]
         new = [p.clamp(0, 1) for p in new] if box else new
         after = quotient(model, *new)
+        if plain:
+            return new[0], new[1], step, after
         grew = after > before
         first, second = (torch.where(per_image(grew, n), n, o) for n, o in zip(new, old, strict=True))
         return (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import check
+from attacks.base import LATER, check
 from defenses.base import Asked, Step, chosen_weights
 from defenses.sparse.consumers import kept_without, outputs_of
 from defenses.sparse.masks import Masked, largest_last, share_of, smallest
@@ -33,6 +33,9 @@ class L1FilterPrune(Masked):
             with what the skip brings, so that no reading layer loses any.
         keep_one: the filter of largest norm in a layer is never pruned. A layer without filters cuts the network
             in two: its logits no longer depend on the image.
+        reinitialise: after pruning all that is left, batch-norm included, is drawn anew as the network's own
+            initialisation draws it, so that the stage trains from scratch (Liu et al. 2019,
+            https://arxiv.org/abs/1810.05270); false retrains the weights that are there.
     """
 
     sparsity: float = 0.0
@@ -40,9 +43,12 @@ class L1FilterPrune(Masked):
     linear: bool = False
     branches: bool = False
     keep_one: bool = True
+    reinitialise: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         check(0 <= self.sparsity < 100, "sparsity", "a percentage in [0, 100)", self.sparsity)
+        prunes = self.sparsity > 0 or not self.reinitialise
+        check(prunes, "reinitialise", "false, or a sparsity > 0 beside it", self.reinitialise)
         check(self.scope in ("global", "layer"), "scope", "'layer' or 'global'", self.scope)
 
     def layers(self, model: nn.Module) -> dict[str, Tensor]:
@@ -73,7 +79,7 @@ class L1FilterPrune(Masked):
 
     @torch.no_grad()
     def begin(self, s: Step) -> None:
-        """Prune."""
+        """Prune, and draw anew what is left where that is asked for."""
         super().begin(s)
         if self.sparsity == 0:
             return
@@ -87,7 +93,10 @@ class L1FilterPrune(Masked):
         else:
             dead = [smallest([a], count)[0] for a, count in zip(norms, counts, strict=True)]
         pruned = dict(zip(layers, dead, strict=True))
-        self.keep(s.model, kept_without(s.model, outputs_of(s.model), pruned))
+        kept = kept_without(s.model, outputs_of(s.model), pruned)
+        if self.reinitialise:
+            self.draw_anew(s)
+        self.keep(s.model, kept)
 
     def _counts(self, rows: list[int]) -> list[int]:
         """Filters to prune: of all layers together, or of each."""

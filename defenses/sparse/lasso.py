@@ -38,6 +38,12 @@ class Lasso(Defense):
     ``sparsity``: single weights, or whole groups where R is a group lasso. Training goes on with the weights as
     they are; a stage that retrains the zeros left has ``hold_zeros`` or ``magnitude_prune``.
 
+    What the penalty has won ends within 2 eta lambda of zero with steps of length eta (a group by norm / sqrt(n), if
+    weighted by sqrt(n)); with momentum m, over 1 - m. A threshold there finds the zeros of lambda, a larger one prunes
+    what the network uses. The paper gives no number: its thresholds are tuned, as lambda is, until the share of zeros
+    is that of the other methods (section 4.4), which is what ``sparsity`` asks for. Where weights and groups have
+    shares of their own, two of these defenses stand side by side, one with ``conv: null``, one with ``linear: null``.
+
     Args:
         lam: lambda, >= 0; 0 leaves the loss as it is.
         linear: R on the weights of linear layers: a regulariser's name, or a mapping of name and settings; null

@@ -62,6 +62,19 @@ class Masked(Defense):
         self.memory.clear()
         self._found.clear()
 
+    @torch.no_grad()
+    def draw_anew(self, s: Step) -> None:
+        """Forget what was learned: parameters and batch-norm statistics of a fresh network, from ``s.generator``.
+
+        Raises:
+            ValueError: where the loop cannot make such a network.
+        """
+        if s.fresh is None:
+            raise ValueError(
+                "reinitialise: expected a loop that can make the network anew (Step.fresh), got none"
+            )
+        s.model.load_state_dict(s.fresh(s.generator).state_dict())
+
     def before_step(self, s: Step) -> None:
         """Gradients of what is held are 0."""
         if "kept" in self.memory:

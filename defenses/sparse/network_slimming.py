@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.base import check
+from attacks.base import LATER, check
 from defenses.base import Asked, Step
 from defenses.sparse.consumers import Output, kept_without, outputs_of
 from defenses.sparse.masks import Masked, largest_last, share_of, smallest
@@ -33,16 +33,22 @@ class NetworkSlimming(Masked):
         sparsity: share of the scales to prune in percent, in [0, 100); 0 prunes none.
         keep_one: the largest scale of a layer is never pruned, as a layer without channels cuts the network in two.
             The method as published lets it happen.
+        reinitialise: after pruning all that is left, batch-norm included, is drawn anew as the network's own
+            initialisation draws it, so that the stage trains from scratch (Liu et al. 2019,
+            https://arxiv.org/abs/1810.05270); false retrains the weights that are there.
     """
 
     lam: float = 0.0
     sparsity: float = 0.0
     keep_one: bool = True
+    reinitialise: bool = field(default=False, metadata=LATER)
     _scales: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         check(0 <= self.lam < float("inf"), "lam", "a finite number >= 0", self.lam)
         check(0 <= self.sparsity < 100, "sparsity", "a percentage in [0, 100)", self.sparsity)
+        prunes = self.sparsity > 0 or not self.reinitialise
+        check(prunes, "reinitialise", "false, or a sparsity > 0 beside it", self.reinitialise)
 
     def check(self, model: nn.Module) -> None:
         """There must be batch-norm layers with scales, and for pruning, ones inside the network."""
@@ -77,7 +83,7 @@ class NetworkSlimming(Masked):
 
     @torch.no_grad()
     def begin(self, s: Step) -> None:
-        """Prune."""
+        """Prune, and draw anew what is left where that is asked for."""
         super().begin(s)
         self._scales.clear()
         if self.sparsity == 0:
@@ -93,7 +99,10 @@ class NetworkSlimming(Masked):
             )
         )
         dead |= {layer: dead[norm] for norm, layer in _filters(outputs).items() if norm in dead}
-        self.keep(s.model, kept_without(s.model, outputs, dead))
+        kept = kept_without(s.model, outputs, dead)
+        if self.reinitialise:
+            self.draw_anew(s)
+        self.keep(s.model, kept)
 
     def penalty(self, s: Step) -> Tensor | None:
         """lambda sum |gamma|, or None."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import check
+from attacks.base import LATER, check
 from defenses.base import Defense, Step, chosen_weights, prunable
 from defenses.regularisers import KEPT
 
@@ -32,6 +32,7 @@ def sparse_init(
     conv: Unit | None = "weight",
     bias: Bias = "keep",
     variance: Variance = "keep",
+    bias_scale: float = 1.0,
 ) -> nn.Module:
     """Make the weights of linear layers and convolutions sparse, in place, without changing their variance.
 
@@ -47,10 +48,13 @@ def sparse_init(
         linear: what one draw decides on in a linear layer: a ``weight``, a ``row`` W[o] (a neuron) or a
             ``channel`` W[:, i] (an input); None leaves linear layers as they are.
         conv: the same for convolutions, where ``kernel`` W[o, i] is possible too, and a row is a filter.
-        bias: ``keep``, or ``positive``: drawn anew from U(0, 1/sqrt(n)), n the layer's inputs, as is good for
-            ReLU. Zero biases would make all neurons without weights alike; layers left alone keep theirs.
+        bias: ``keep``, or ``positive``: drawn anew from U(0, bias_scale/sqrt(n)), n the layer's inputs, as is good
+            for ReLU. Zero biases would make all neurons without weights alike, and a ReLU of them never lets a
+            gradient through; layers left alone keep theirs.
         variance: ``keep`` what the weights have, or draw them anew with zero mean and variance 2/n (``he``) or
             2/(n + outputs) (``glorot``) before the mask.
+        bias_scale: the largest positive bias times sqrt(n), > 0. The authors' notebooks have 1 for perceptrons and
+            ResNets, and 10, which is 1/sqrt(r) at r = 1 %, for the convnet.
 
     Returns:
         ``model``.
@@ -58,7 +62,7 @@ def sparse_init(
     Raises:
         ValueError: for another value of an argument.
     """
-    _check(density, linear, conv, bias, variance)
+    _check(density, linear, conv, bias, variance, bias_scale)
     in_linear = {id(w) for w in chosen_weights(model, "linear").values()}
     done: set[int] = set()
     for name, w in prunable(model).items():
@@ -77,7 +81,8 @@ def sparse_init(
             w.masked_fill_(_uniform(shape, w, generator) >= density, 0).div_(math.sqrt(density))
         b = model.get_submodule(name.rpartition(".")[0]).bias
         if bias == "positive" and isinstance(b, Tensor):
-            b.copy_((1 - _uniform(b.shape, b, generator)) / math.sqrt(inputs))  # 1 - U > 0: never zero
+            above = 1 - _uniform(b.shape, b, generator)  # never zero
+            b.copy_(bias_scale * above / math.sqrt(inputs))
     return model
 
 
@@ -92,12 +97,15 @@ def _normal(shape: torch.Size, like: Tensor, generator: torch.Generator | None) 
     return torch.randn(shape, generator=generator, device=at).to(like)
 
 
-def _check(density: float, linear: str | None, conv: str | None, bias: str, variance: str) -> None:
+def _check(
+    density: float, linear: str | None, conv: str | None, bias: str, variance: str, bias_scale: float
+) -> None:
     check(0 < density <= 1, "density", "a share in (0, 1]", density)
     for name, unit in (("linear", linear), ("conv", conv)):
         check(unit is None or unit in UNITS[name], name, f"{' or '.join(UNITS[name])} or null", unit)
     check(bias in BIASES, "bias", " or ".join(BIASES), bias)
     check(variance in VARIANCES, "variance", " or ".join(VARIANCES), variance)
+    check(0 < bias_scale < math.inf, "bias_scale", "a finite number > 0", bias_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +120,9 @@ class SparseInit(Defense):
         linear: what is kept or zeroed whole in linear layers: ``weight``, ``row`` or ``channel``; None leaves
             them alone.
         conv: the same for convolutions, and ``kernel``.
-        bias: ``keep``, or ``positive`` random biases in the layers acted upon.
+        bias: ``keep``, or ``positive`` random biases in the layers acted upon, convolutions included.
         variance: ``keep``, or draw the weights anew first: ``he`` or ``glorot``.
+        bias_scale: positive biases are U(0, bias_scale/sqrt(n)), n the layer's inputs; > 0.
     """
 
     sparsifies: ClassVar[bool] = True
@@ -122,9 +131,10 @@ class SparseInit(Defense):
     conv: Unit | None = "weight"
     bias: Bias = "keep"
     variance: Variance = "keep"
+    bias_scale: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        _check(self.density, self.linear, self.conv, self.bias, self.variance)
+        _check(self.density, self.linear, self.conv, self.bias, self.variance, self.bias_scale)
 
     def begin(self, s: Step) -> None:
         """Draw the network from this defense's stream, once."""
@@ -139,4 +149,5 @@ class SparseInit(Defense):
             conv=self.conv,
             bias=self.bias,
             variance=self.variance,
+            bias_scale=self.bias_scale,
         )

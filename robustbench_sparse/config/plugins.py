@@ -159,9 +159,10 @@ def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, bas
 
 def _from_torchattacks(cls: Any, entry: Mapping[str, Any]) -> Any:
     """An attack of the library: the entry's keys are the settings of its own constructor."""
-    settings = {k: v for k, v in entry.items() if k not in ("name", "target")}
-    target = typing.get_type_hints(cls)["target"]
-    chosen = {"target": check_type(target, entry["target"], ("target",))} if "target" in entry else {}
+    ours = [key for key in ("target", "reference") if key in entry]
+    settings = {k: v for k, v in entry.items() if k not in ("name", *ours)}
+    hints = typing.get_type_hints(cls)
+    chosen = {key: check_type(hints[key], entry[key], (key,)) for key in ours}
     name = entry["name"].removeprefix(TORCHATTACKS)
     try:
         return cls(attack=name, settings=settings, **chosen)

@@ -35,6 +35,7 @@ from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcome_store import JudgesBatch, OutcomeStore, Wanted
+from robustbench_sparse.runs.outcomes import unchanged
 from robustbench_sparse.runs.provenance import code_of
 
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
@@ -136,7 +137,7 @@ class Judge:
         """Verdicts on the clean images: index, label, pred, correct (share of draws), forward."""
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-            pred, correct, finite = self._verdict(
+            pred, correct, finite = self.verdict(
                 x, y, SampleRandom.for_images(self.settings.seed, "clean", index.tolist())
             )
             table: pd.DataFrame = pd.DataFrame(
@@ -158,6 +159,7 @@ class Judge:
     def attack(self, plan: AttackPlan) -> pd.DataFrame:
         """Verdicts under one attack, one row per image; ``docs/results_format.md`` has the columns."""
         clean = self.clean().set_index("index")
+        by_prediction = plan.attack.reference == "prediction"
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
             before = clean.loc[index.tolist()]
@@ -169,13 +171,14 @@ class Judge:
                     plan, network, index[at], x[rows], y[rows], before.iloc[at.tolist()]
                 )
                 tables.append(table.set_axis(at.tolist()))
-                shares = table["adv_correct"].to_numpy(dtype="float64")  # nan without a verdict
-                return candidate, torch.tensor(shares, device=y.device)
+                shares = unchanged(table) if by_prediction else table["adv_correct"]  # nan without a verdict
+                return candidate, torch.tensor(shares.to_numpy(dtype="float64"), device=y.device)
 
             if plan.attack.weak:  # an average, not a worst case: the first answer counts
                 attempt(self.stand_in or self.model, torch.arange(len(y), device=y.device))
             else:
-                confirmed(self.stand_in or self.model, self.model, y, attempt)
+                right = torch.tensor(before["pred"].to_numpy()).to(y) if by_prediction else y
+                confirmed(self.stand_in or self.model, self.model, right, attempt)
             return _merged(*tables)
 
         facts = {
@@ -226,8 +229,10 @@ class Judge:
         """
         clean_correct = torch.tensor(clean["correct"].to_numpy(), dtype=torch.float32)
         # A deterministic network's mistake is its own adversarial example: the clean image. Attacks that only
-        # add noise measure an average, not a worst case, and see every image.
-        skip = (clean_correct == 0) & (not self.stochastic and not plan.attack.weak)
+        # add noise measure an average, not a worst case, and see every image; so do those that start from the
+        # network's own prediction, right or wrong.
+        skips = not self.stochastic and not plan.attack.weak and plan.attack.reference == "label"
+        skip = (clean_correct == 0) & skips
         todo = (~skip).nonzero().flatten().to(x.device)
         seed, streams = self.settings.seed, f"attack/{plan.label}"
         counter = PassCounter(attacked).eval()
@@ -251,7 +256,7 @@ class Judge:
                 candidate = candidate.clone()
                 candidate[ball] = plan.threat.project(candidate[ball], x[ball])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
-        pred, correct, finite_out = self._verdict(candidate, y, random)
+        pred, correct, finite_out = self.verdict(candidate, y, random)
         judged = finite.cpu() & finite_out
         status = [
             "nonfinite" if not ok else "outside_ball" if far else "outside_box" if out else "ok"
@@ -298,11 +303,11 @@ class Judge:
 
         Both nan without a verdict; (B,).
         """
-        _, correct, finite = self._verdict(point, y, random)
+        _, correct, finite = self.verdict(point, y, random)
         distance = torch.where(correct <= 0.5, threat.size(point - x).cpu(), math.inf)
         return torch.where(finite, distance, math.nan), torch.where(finite, correct, math.nan)
 
-    def _verdict(self, x: Tensor, y: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
+    def verdict(self, x: Tensor, y: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Majority class, share of draws classified right, and whether all logits were finite; each (B,)."""
         correct = torch.zeros(len(y), device=x.device)
         finite = torch.ones(len(y), dtype=torch.bool, device=x.device)

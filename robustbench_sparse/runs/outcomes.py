@@ -45,7 +45,7 @@ class Verdicts:
         columns: label -> share of draws classified right, per image, in the same order; ``clean``, every attack
             that left no gap, and ``worst`` where none did. ``worst`` counts the adversarials of the certificate's
             checks, too. An attack with ``reference: prediction`` has ``unchanged`` in its own column, and counts for
-            ``worst`` like all others.
+            ``worst`` like all others. Every shift that left no gap comes last, and counts for nothing else.
         index: the images' positions in the data set.
         gaps: why a column is missing.
         notes: what was put right on the way.
@@ -103,7 +103,23 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
             found.gaps.append("worst: no attack's image lies in the benchmark's ball")
     if certificate.note:
         found.gaps.append(certificate.note)
+    _add_shifts(run, manifest, clean, found)
     return found
+
+
+def _add_shifts(run: Path, manifest: Mapping[str, Any], clean: pd.DataFrame, found: Verdicts) -> None:
+    """Columns of the shifts: beside the worst case, never part of it."""
+    for label, settings in manifest.get("shifts", {}).items():
+        columns = ("index", "label", "correct", "status")
+        table, gap, seconds = read_outcome(run, label, columns, settings)
+        found.seconds += seconds
+        if table is not None:
+            same = table["index"].equals(clean["index"]) and table["label"].equals(clean["label"])
+            gap = gap_in(label, table, "correct") if same else f"{label}: judged on other images than clean"
+        if gap or table is None:
+            found.gaps.append(gap)
+        else:
+            found.columns[label] = table["correct"]
 
 
 def _cells(name: str, correct: pd.Series[float]) -> dict[str, float]:
@@ -174,7 +190,8 @@ def read_outcome(
     about = read_keys(about_path, keys, {"bounded": True})
     try:
         seconds = float(about["seconds"] or 0.0)
-        changed = settings is not None and about["key"].get("attack") != settings
+        made_by = about["key"].get("shift", about["key"].get("attack"))
+        changed = settings is not None and made_by != settings
     except (AttributeError, TypeError, ValueError) as e:
         raise UserError(f"{about_path}: damaged: {one_line(e)}") from None
     if changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attacks import ATTACKS, Attack
-from attacks.base import check
+from attacks.base import LATER, check
 from attacks.from_torchattacks import FromTorchattacks
 from robustbench_sparse.config.plugins import (
     SettingError,
@@ -55,6 +55,13 @@ class Saw(Tool):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chainsaw(Saw):
+    """Cuts fast; since when it may be electric, others are recorded as before."""
+
+    electric: bool = field(default=False, metadata=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Odd(Tool):
     """Has a setting of a type that no config can give."""
 
@@ -82,6 +89,11 @@ def test_settings_reach_the_plugin() -> None:
     assert type(built.upper) is float  # a whole number is fine where a number is expected
 
 
+def test_a_setting_that_came_later_is_recorded_only_where_it_says_something() -> None:
+    assert settings_of(Chainsaw(steps=1)) == settings_of(Saw(steps=1))
+    assert settings_of(Chainsaw(steps=1, electric=True)) == {**settings_of(Saw(steps=1)), "electric": True}
+
+
 def test_defaults() -> None:
     assert make(name="saw", steps=1) == Saw(steps=1)
     assert make(name="saw", steps=1, upper=None) == Saw(steps=1)
@@ -95,6 +107,7 @@ def test_defaults() -> None:
         "name_of_wood": "oak",
     }
     assert settings_with_defaults(Saw)["steps"] is ...
+    assert settings_with_defaults(Chainsaw)["electric"] is False
     assert settings_with_defaults(Saw)["kind"] == "rip"
     assert "key" not in settings_with_defaults(Saw)
     assert describe(Saw) == "Cuts."

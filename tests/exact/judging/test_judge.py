@@ -20,6 +20,7 @@ from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.judging.judge import Judge, JudgeSettings
+from robustbench_sparse.runs.outcomes import unchanged
 
 N = 24
 
@@ -317,3 +318,34 @@ def test_the_batch_size_is_part_of_the_question_where_the_attack_depends_on_it(
     again.attack(plan(attack))
     key = read_json(tmp_path / "outcomes" / "a.json")["key"]
     assert key.get("batch_size") == (8 if attack.batch_dependent else None)
+
+
+class TestReference:
+    """``reference: prediction`` (Roith 1.2): broken is what changes the prediction; the last two images start wrong."""
+
+    def test_misclassified_images_are_attacked_too_and_by_their_prediction(self, tmp_path: Path) -> None:
+        table = judge(tmp_path, Threshold()).attack(plan(Shift(reference="prediction")))
+        assert (table["linf"] > 0.39).all()
+        assert (table["forward"] == 2).all(), "one to know the prediction, one of the attack's own"
+        assert (table["adv_pred"] != table["clean_pred"]).all()
+        assert unchanged(table).tolist() == [0.0] * N
+        # Pushed away from its wrong prediction, an image becomes right: the true label is no measure of success here.
+        assert table["adv_correct"].tolist() == [0.0] * (N - 2) + [1.0] * 2
+
+    def test_what_does_not_move_it_leaves_it_unchanged(self, tmp_path: Path) -> None:
+        table = judge(tmp_path, Threshold()).attack(plan(Shift(reference="prediction", amount=0.1)))
+        assert unchanged(table).tolist() == [1.0] * N
+        assert table["adv_correct"].tolist() == [1.0] * (N - 2) + [0.0] * 2
+
+    def test_without_a_verdict_nothing_is_unchanged(self, tmp_path: Path) -> None:
+        attack = plan(Shift(reference="prediction"))
+        table = judge(tmp_path, Threshold(0.55)).attack(attack)
+        assert unchanged(table).isna().tolist() == table["adv_correct"].isna().tolist()
+        assert unchanged(table).isna().sum() >= 10
+
+    def test_the_key_names_it(self, tmp_path: Path) -> None:
+        j = judge(tmp_path, Threshold())
+        assert "reference" not in j.key(plan(Shift()))["attack"]
+        assert j.key(plan(Shift(reference="prediction")))["attack"]["reference"] == "prediction"
+        j.attack(plan(Shift()))
+        assert not j.all_done([plan(Shift(reference="prediction"))])

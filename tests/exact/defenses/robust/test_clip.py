@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attacks.base import Threat
 from defenses import CLIP, EnResNet, Step
 from defenses.robust.clip import STEP_RANGE, ascend, quotient
+from robustbench_sparse.config.plugins import settings_of
 
 
 def step(model: nn.Module, source: Tensor) -> Step:
@@ -192,6 +193,128 @@ def test_step_sizes_stay_where_they_can_recover() -> None:
     for _ in range(60):
         assert term(clip, s).item() == 0
     assert clip.memory["step"].tolist() == pytest.approx([2.0 / STEP_RANGE] * 3)
+
+
+# As printed (Roith 1.2.1): plain ascent on the pairs, the maximum in the loss. With f(x) = W x and d = x - x',
+# L = ||W d|| / ||d||, and L grad_x L = (W^T W d - L^2 d) / ||d||^2.
+
+W = torch.randn(5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+
+
+def linear() -> nn.Linear:
+    model = nn.Linear(8, 5).double()
+    with torch.no_grad():
+        model.weight.copy_(W)
+    return model
+
+
+def slope_and_step(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """L (P,) and L grad_x L (P, 8) in closed form; the other point's gradient is minus that."""
+    d = first - second
+    size = d.norm(dim=1, keepdim=True)
+    slope = (d @ W.T).norm(dim=1, keepdim=True) / size
+    return slope.flatten(), (d @ W.T @ W - slope**2 * d) / size**2
+
+
+def printed(**settings: object) -> CLIP:
+    fixed = {"pairs": 4, "ascent": "plain", "renew_every": None, "max_lipschitz": math.inf, **settings}
+    return CLIP(**fixed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tau", [1e-3, 0.1, 1e3])
+def test_plain_ascent_takes_the_printed_step_whatever_its_size(tau: float) -> None:
+    first, second = draw(0, 6, 8).double(), draw(1, 6, 8).double()
+    size = torch.full((6,), tau, dtype=torch.double)
+    before, move = slope_and_step(first, second)
+    a, b, after, values = ascend(linear(), first, second, size, 1.3, plain=True)
+    torch.testing.assert_close(a, first + tau * move)
+    torch.testing.assert_close(b, second - tau * move)
+    torch.testing.assert_close(values, slope_and_step(a, b)[0])
+    assert torch.equal(after, size), "tau is fixed"
+    if tau == 1e-3:
+        assert (values > before).all()
+
+
+def test_plain_ascent_keeps_a_step_that_lowers_the_quotient_and_the_accepted_one_does_not() -> None:
+    """f(x) = (3 x_1, x_2), d = (cos t, sin t): a step of tau = 1 / 8 from t beyond 45 degrees turns d past the top."""
+    model = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    zero, size = torch.zeros(1, 2, dtype=torch.double), torch.ones(1, dtype=torch.double)
+    d = torch.tensor([[3.0, 1.0]], dtype=torch.double) / math.sqrt(10)
+    # L^2 = (81 + 1) / 10 = 8.2; L grad L = ((9 - 8.2) 3, (1 - 8.2) 1) / sqrt 10 = (2.4, -7.2) / sqrt 10, on both ends.
+    a, b, _, values = ascend(model, d, zero, size, 1.3, plain=True)
+    torch.testing.assert_close((a - b) * math.sqrt(10), torch.tensor([[7.8, -13.4]], dtype=torch.double))
+    lower = math.sqrt((9 * 7.8**2 + 13.4**2) / (7.8**2 + 13.4**2))
+    assert values.item() == pytest.approx(lower)
+    assert lower < math.sqrt(8.2)
+    a, b, tau, values = ascend(model, d, zero, size, 1.3)
+    assert torch.equal(a - b, d)
+    assert values.item() == pytest.approx(math.sqrt(8.2))
+    assert tau.item() == pytest.approx(1 / 1.3)
+
+
+def test_the_printed_objective_in_closed_form() -> None:
+    """lambda max L at the moved pairs, and its gradient lambda W d d^T / (||W d|| ||d||) at the maximal one."""
+    model, clip = linear(), printed(lam=0.3, step_size=0.05)
+    s = step(model, draw(0, 20, 8).double())
+    clip.begin(s)
+    term(clip, s)
+    first, second = clip.memory["first"], clip.memory["second"]
+    for _ in range(3):
+        move = 0.05 * slope_and_step(first, second)[1]
+        first, second = first + move, second - move
+        value = term(clip, s)
+        torch.testing.assert_close(clip.memory["first"], first)
+        torch.testing.assert_close(clip.memory["second"], second)
+    slopes = slope_and_step(first, second)[0]
+    torch.testing.assert_close(value, 0.3 * slopes.max())
+    d = (first - second)[slopes.argmax()]
+    (grad,) = torch.autograd.grad(value, model.weight)
+    torch.testing.assert_close(grad, 0.3 * (W @ d).outer(d) / ((W @ d).norm() * d.norm()))
+
+
+def test_plain_ascent_finds_the_lipschitz_constant_of_a_linear_network() -> None:
+    clip = printed(lam=1.0, step_size=1e-3)
+    s = step(linear(), draw(0, 20, 8).double())
+    clip.begin(s)
+    values = [term(clip, s).item() for _ in range(400)]
+    sigma = torch.linalg.svdvals(W)[0].item()
+    assert values[0] < 0.95 * sigma
+    assert values[-1] == pytest.approx(sigma, rel=1e-3)
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values)), "with a step this small L only grows"
+
+
+@pytest.mark.parametrize(("every", "draws"), [(None, 1), (4, 3)])
+def test_the_printed_pairs_are_drawn_once(every: int | None, draws: int) -> None:
+    drawn = []
+
+    def images(split: str, count: int, generator: torch.Generator) -> Tensor:
+        drawn.append(split)
+        return draw(0, count, 8).double()
+
+    clip = printed(lam=1.0, step_size=1e-3, renew_every=every)
+    s = Step(linear(), None, Threat(), torch.Generator().manual_seed(0), images)
+    clip.begin(s)
+    for _ in range(12):
+        term(clip, s)
+    assert drawn == ["val"] * draws
+
+
+def test_no_batch_is_left_out_as_printed() -> None:
+    model = linear()
+    with torch.no_grad():
+        model.weight.mul_(1e5)
+    for clip, skipped in ((printed(lam=1.0, step_size=1e-12), 0), (CLIP(lam=1.0, pairs=4), 1)):
+        s = step(model, draw(0, 20, 8).double())
+        clip.begin(s)
+        assert (term(clip, s).item() > 1e4) == (skipped == 0)
+        assert clip.end_epoch(s)["skipped"] == skipped
+
+
+def test_records_of_earlier_runs_stay_as_they_are() -> None:
+    assert "ascent" not in settings_of(CLIP(lam=1.0))
+    assert settings_of(printed())["ascent"] == "plain"
 
 
 # The penalty -------------------------------------------------------------------------------------------

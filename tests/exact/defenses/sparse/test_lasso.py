@@ -201,6 +201,80 @@ def test_channels_are_compared_by_mean_square_across_layers() -> None:
     assert deployed.get_parameter("1.weight").count_nonzero() == 4
 
 
+def near_the_minimiser(groups: int, lr: float, lam: float, steps: int) -> tuple[nn.Module, Tensor]:
+    """A convolution after subgradient steps on ||w - a||^2 / 2 + lam R(w), R the weighted norm of kernels; and a."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(groups, 1, 3, 3, generator=generator, dtype=torch.double)
+    a *= torch.linspace(0.05, 2, groups, dtype=torch.double).view(-1, 1, 1, 1)
+    model = nn.Sequential(nn.Conv2d(1, groups, 3, bias=False)).double()
+    lasso = Lasso(lam=lam, linear=None, conv={"name": "group_lasso", "group": "kernel", "weighted": True})
+    s = begin(lasso, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for _ in range(steps):
+        term = lasso.penalty(s)
+        assert term is not None
+        loss = (model[0].weight - a).square().sum() / 2 + term
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, a
+
+
+def test_threshold_in_closed_form() -> None:
+    """The minimiser is a (1 - lam sqrt(n) / ||a||)+ per kernel; what it zeroes ends within 2 lr lam sqrt(n) of 0.
+
+    Every threshold between 2 lr lam and the survivors' root mean square finds these zeros and no others: how many there
+    are, lambda says. A share beyond them is met by asking for it, which takes the smallest of the survivors.
+    """
+    groups, lr, lam = 40, 0.01, 0.5
+    model, a = near_the_minimiser(groups, lr, lam, 1500)
+    mean = a.flatten(1).norm(dim=1) / 3  # n = 9
+    zero = mean <= lam
+    w = model.get_parameter("0.weight").detach()
+    exact = a * (1 - lam / mean.view(-1, 1, 1, 1)).clamp_min(0)
+    assert (w - exact).flatten(1).norm(dim=1).max() <= 2 * lr * lam * 3
+    assert (w - exact)[~zero].abs().max() < 1e-3
+    share = 100 * zero.double().mean().item()
+    assert 20 < share < 80
+    kernels = {"linear": None, "conv": {"name": "group_lasso", "group": "kernel", "weighted": True}}
+    smallest = (mean - lam)[~zero].min().item()
+    for lasso in (
+        Lasso(threshold=2 * lr * lam, **kernels),
+        Lasso(threshold=0.9 * smallest, **kernels),
+        Lasso(sparsity=share, **kernels),
+    ):
+        begin(lasso, model)
+        deployed = lasso.deploy(model).get_parameter("0.weight")
+        assert torch.equal((deployed == 0).flatten(1).all(1), zero)
+        assert torch.equal(deployed[~zero], w[~zero])
+    more = Lasso(sparsity=90.0, **kernels)
+    begin(more, model)
+    kept = (more.deploy(model).get_parameter("0.weight") != 0).flatten(1).any(1)
+    assert kept.tolist() == (mean >= mean.sort().values[36]).tolist()
+
+
+def test_two_of_them_meet_a_share_of_weights_and_one_of_kernels() -> None:
+    """As table 2 is shown: weights of linear layers and kernels of convolutions, each at its own share."""
+    kernel = {"name": "group_lasso", "group": "kernel", "weighted": True}
+    model = lived(LeNet())
+    both = Lasso(lam=0.1, conv=kernel)
+    apart = [
+        Lasso(lam=0.1, conv=None, sparsity=96.4),
+        Lasso(lam=0.1, linear=None, conv=kernel, sparsity=95.7),
+    ]
+    whole = both.penalty(begin(both, model))
+    terms = [lasso.penalty(begin(lasso, model)) for lasso in apart]
+    assert whole is not None
+    assert sum(t.item() for t in terms if t is not None) == pytest.approx(whole.item(), rel=1e-6)
+    deployed = apart[1].deploy(apart[0].deploy(model))
+    for lasso, kind in zip(apart, ("weight", "kernel"), strict=True):
+        asked = lasso.asked(deployed)
+        assert asked is not None
+        counts = [layer for layer in count_layers(deployed) if f"{layer['name']}.weight" in asked.names]
+        zero, n = (sum(layer[k] for layer in counts) for k in (f"zero_{kind}s", f"{kind}s"))
+        assert zero == round(lasso.sparsity / 100 * n)
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

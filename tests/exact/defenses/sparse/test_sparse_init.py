@@ -112,6 +112,40 @@ def test_positive_biases() -> None:
     assert (model.norm.bias == 0).all()
 
 
+def test_positive_biases_are_scaled_and_nothing_else_is() -> None:
+    """Ten times as large, as the authors' notebook has them for the convnet at 1 %: 1 / sqrt(r)."""
+    plain, scaled = network(), network()
+    sparse_init(plain, 0.5, generator=generator(), bias="positive")
+    sparse_init(scaled, 0.5, generator=generator(), bias="positive", bias_scale=10.0)
+    for name, p in plain.named_parameters():
+        factor = 10 if name in ("conv.bias", "out.bias") else 1
+        torch.testing.assert_close(scaled.get_parameter(name), factor * p)
+
+
+def test_neurons_without_weights_learn_only_with_positive_biases() -> None:
+    """Zero biases before a ReLU let no gradient through to filters that start at zero (section 4.1)."""
+    x = torch.rand(16, 3, 6, 6, generator=generator(1))
+
+    def still_zero(bias: Any) -> list[bool]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+            nn.init.zeros_(model[0].bias)
+        sparse_init(model, 0.3, generator=generator(3), conv="row", linear=None, bias=bias)
+        before = model[0].weight.detach().flatten(1).count_nonzero(1) == 0
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(x).square().sum(1).mean().backward()
+            optimizer.step()
+        after = model[0].weight.detach().flatten(1).count_nonzero(1) == 0
+        return after[before].tolist()
+
+    assert all(still_zero("keep"))
+    assert len(still_zero("keep")) >= 3
+    assert not any(still_zero("positive"))
+
+
 @pytest.mark.parametrize("density", [1.0, 0.5])
 @pytest.mark.parametrize(("variance", "conv_fan", "linear_fan"), [("he", 1200, 300), ("glorot", 2800, 700)])
 def test_variance_of_he_and_glorot(density: float, variance: Any, conv_fan: int, linear_fan: int) -> None:
@@ -157,6 +191,8 @@ def test_layers_left_alone_and_shared_weights() -> None:
         {"conv": "layer"},
         {"bias": "none"},
         {"variance": "xavier"},
+        {"bias_scale": 0.0},
+        {"bias_scale": math.inf},
     ],
 )
 def test_bad_arguments_are_refused_by_name(settings: dict[str, Any]) -> None:
@@ -171,7 +207,13 @@ def step(model: nn.Module, seed: int) -> Step:
 
 
 def test_defense_acts_once_and_with_its_settings() -> None:
-    settings: dict[str, Any] = {"density": 0.3, "linear": "row", "conv": "kernel", "bias": "positive"}
+    settings: dict[str, Any] = {
+        "density": 0.3,
+        "linear": "row",
+        "conv": "kernel",
+        "bias": "positive",
+        "bias_scale": 3.0,
+    }
     defense, model = SparseInit(**settings), network()
     defense.begin(step(model, 4))
     expected = sparse_init(network(), generator=generator(4), **settings)
