@@ -19,6 +19,7 @@ from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.judging.relatives import Relatives
 from robustbench_sparse.judging.restoration import RestorationJudge
+from robustbench_sparse.judging.shifted import ShiftedJudge
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
 
@@ -35,12 +36,12 @@ def judge_network(
     kin: Relatives | None = None,
     gate: Callable[[pd.DataFrame], None] | None = None,
 ) -> None:
-    """Judge a network under all attacks of a plan, and certify it where the plan says so.
+    """Judge a network on all shifts and under all attacks of a plan, and certify it where the plan says so.
 
     Args:
         model: the network in eval mode, on the data's device.
         place: keeps outcomes, certificate, and what was chosen for speed.
-        plan: holds the attacks and how to judge.
+        plan: holds shifts, attacks and how to judge.
         data: holds the test images.
         show: where progress goes.
         identity: names the weights and the data set.
@@ -70,13 +71,15 @@ def judge_network(
     )
     judge = Judge(model, data, place.path, settings, identity, show, title)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
-    done = judge.all_done(attacks) and examination.is_done()
-    if gate is not None or not done:
+    shifted = ShiftedJudge(judge)
+    done, seen = judge.all_done(attacks) and examination.is_done(), shifted.all_done(plan.shifts)
+    if gate is not None or not (done and seen):
         clean = judge.clean()
         if len(clean) < data.count("test"):
             return  # it crashed, and the outcome says how
         if gate is not None:
             gate(clean)
+    shifted.everything(plan.shifts)
     if done:
         judge.tidy()
         examination.tidy()

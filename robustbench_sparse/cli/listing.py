@@ -15,6 +15,7 @@ TABLES = {
     "regularisers": "defenses:REGULARISERS",
     "models": "robustbench_sparse.models:MODELS",
     "tasks": "robustbench_sparse.tasks:TASKS",
+    "shifts": "robustbench_sparse.shifts:SHIFTS",
     "datasets": "robustbench_sparse.data:DATASETS",
     "optimizers": "robustbench_sparse.config.optimizers:OPTIMIZERS",
     "schedules": "robustbench_sparse.config.optimizers:SCHEDULES",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse.cli import reading, sparsity
+from robustbench_sparse.cli import plotting, reading, sparsity, studies
 from robustbench_sparse.cli.common import (
     Changes,
     DataRoot,
@@ -296,7 +296,8 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="attacks, defenses, regularisers, models, datasets, optimizers, schedules, suites or configs.",
+            help="attacks, shifts, defenses, regularisers, models, tasks, datasets, optimizers, schedules, suites or "
+            "configs.",
             show_default=False,
         ),
     ],
@@ -320,7 +321,7 @@ def list_(
 
 for _verb in (
     reading.check, reading.compare, reading.explain, reading.curve, reading.history,
-    sparsity.sparsity, sparsity.shrink,
+    sparsity.sparsity, sparsity.shrink, plotting.plot, studies.study,
 ):  # fmt: skip
     app.command()(guarded(_verb))
 

@@ -19,7 +19,7 @@ from defenses.base import Defense, overrides
 from robustbench_sparse.config import yaml_reader
 from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved, restored_columns
 from robustbench_sparse.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
-from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, StagePlan
+from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, ShiftPlan, StagePlan
 from robustbench_sparse.config.plugins import SettingError, build, expectation
 from robustbench_sparse.config.schema import (
     MOST_NAME,
@@ -36,6 +36,7 @@ from robustbench_sparse.data.base import DatasetSpec
 from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
 from robustbench_sparse.models import MODELS
 from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.shifts import SHIFTS, Shift
 from robustbench_sparse.tasks import TASKS, Task
 
 METRIC_COLUMNS = ("clean", "worst", *SPARSITIES, *TRAIN)
@@ -188,12 +189,14 @@ def resolve(
     base: Any = Task  # abstract, which mypy does not take for a type[T]
     task: Task = where.build(TASKS, _named(config.task), "task", base, ("task",))
     attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
+    shifts = [_shift(where, label, entry, config) for label, entry in config.shifts.items()]
     runs = [_run(where, label, run, config, task) for label, run in config.runs.items()]
     check_task(task, config, attacks, runs, where.error)
     for planned in attacks:
         if isinstance(planned.attack, Transfer):
             _check_source(where, planned.label, planned.attack.source, [run.label for run in runs])
-    return Plan(config, data["name"], dataset, attacks, runs, _published(where, config, folder, task), task)
+    published = _published(where, config, folder, task)
+    return Plan(config, data["name"], dataset, attacks, runs, published, task, shifts)
 
 
 def _named(entry: str | Entry) -> Entry:
@@ -205,11 +208,25 @@ def _attacks(config: BenchmarkConfig) -> dict[str, str | Entry]:
     return {**(SUITES[config.suite] if config.suite else {}), **config.attacks}
 
 
-def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
-    path = ("attacks", label) if label in config.attacks else ("suite", label)
+def _check_label(where: _Where, label: str, path: Sequence[str | int]) -> None:
     if is_reserved(label) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", label) or len(label) > MOST_NAME:
         expected = f"a label of at most {MOST_NAME} letters, digits, - and _ that is no column's name"
         raise where.error(path, f"expected {expected}")
+
+
+def _shift(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> ShiftPlan:
+    path = ("shifts", label)
+    _check_label(where, label, path)
+    if label in _attacks(config):
+        raise where.error(path, "expected a label that no attack has")
+    entry = _named(entry)
+    shift: Shift = where.build(SHIFTS, entry, "shift", Shift, path)
+    return ShiftPlan(label, entry["name"], shift)
+
+
+def _attack(where: _Where, label: str, entry: str | Entry, config: BenchmarkConfig) -> AttackPlan:
+    path = ("attacks", label) if label in config.attacks else ("suite", label)
+    _check_label(where, label, path)
     entry = _named(entry)
     threat_config = config.threat
     if "threat" in entry:
@@ -264,6 +281,10 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig, tas
         if stage.select_after >= stage.epochs and stage.selection != "last":
             raise where.error(
                 (*at, "select_after"), f"expected less than epochs = {stage.epochs}, got {stage.select_after}"
+            )
+        if max(stage.snapshots, default=0) > stage.epochs:
+            raise where.error(
+                (*at, "snapshots"), f"expected at most epochs = {stage.epochs}, got {max(stage.snapshots)}"
             )
         optimizer = where.build(OPTIMIZERS, stage.optimizer, "optimizer", OptimizerSpec, (*at, "optimizer"))
         schedule = where.build(SCHEDULES, stage.schedule, "schedule", ScheduleSpec, (*at, "schedule"))
@@ -326,7 +347,7 @@ def _published(
             stored = read_published(folder / config.published.file)
         except UserError as e:
             raise where.error(("published", "file"), str(e)) from None
-    columns = {*METRIC_COLUMNS, *_attacks(config)}
+    columns = {*METRIC_COLUMNS, *_attacks(config), *config.shifts}
     if not task.percent:
         columns = set(restored_columns(_attacks(config))) | {*SPARSITIES}
     values: dict[str, dict[str, float]] = {}

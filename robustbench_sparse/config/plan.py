@@ -16,6 +16,7 @@ from robustbench_sparse.data.base import Dataset, DatasetSpec
 from robustbench_sparse.data.loading import prepare_data
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.shifts import Shift
 from robustbench_sparse.tasks import Classify, Task
 
 
@@ -42,6 +43,25 @@ class AttackPlan:
 
 
 @dataclass(frozen=True)
+class ShiftPlan:
+    """A labelled shift.
+
+    Attributes:
+        label: its column in the leaderboard.
+        name: its key in a config.
+        shift: built.
+    """
+
+    label: str
+    name: str
+    shift: Shift
+
+    def record(self) -> Entry:
+        """Everything that determines the shift's numbers, as plain values."""
+        return {"name": self.name, **settings_of(self.shift)}
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """A stage with its optimizer and schedule."""
 
@@ -58,7 +78,7 @@ class StagePlan:
     def record(self) -> Entry:
         """Everything that determines the stage's numbers, as plain values."""
         return {
-            **self.config.model_dump(),
+            **self.config.model_dump(exclude={"snapshots"}),
             "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimizer)},
             "schedule": {"name": self.config.schedule["name"], **settings_of(self.schedule)},
         }
@@ -110,6 +130,10 @@ class RunPlan:
             s.optimizer.sparsifies for s in self.stages
         )
 
+    def snapshots(self) -> list[tuple[int, int]]:
+        """Of each network that is kept on the way: its stage, and the epochs passed in it."""
+        return [(i, passed) for i, stage in enumerate(self.stages) for passed in stage.config.snapshots]
+
     def parts(self) -> list[object]:
         """All plug-ins that a training is made of."""
         stages = [part for stage in self.stages for part in (stage.optimizer, stage.schedule)]
@@ -141,6 +165,7 @@ class Plan:
     runs: list[RunPlan]
     published: dict[str, dict[str, float]]
     task: Task = field(default_factory=Classify)
+    shifts: list[ShiftPlan] = field(default_factory=list)
 
     def prepare(self, dataset: Dataset, device: torch.device) -> PreparedData:
         """The data set cut and moved as the config says; UserError where it is too small for that."""

@@ -97,6 +97,8 @@ class StageConfig(_Strict):
             images), ``last`` the last. By default ``adversarial`` where a defense trains on attacked images, else
             ``best``.
         select_after: the first epoch (from 0, within the stage) that may be selected.
+        snapshots: the deployed network is kept after so many epochs of the stage; 0: before its first. A snapshot
+            changes no number, and so is no part of the run's id.
         precision: ``bf16`` runs forward passes, and attacks in training, under bfloat16 autocast; judging is always
             float32.
         compile: ``on`` compiles both. Like the precision it changes the numbers, and so belongs to the run's id.
@@ -109,6 +111,7 @@ class StageConfig(_Strict):
     augment: AugmentConfig = AugmentConfig()
     selection: Selection | None = None
     select_after: int = Field(0, ge=0, le=1_000_000)
+    snapshots: list[int] = Field([], max_length=1000)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["on", "off"] = "off"
 
@@ -116,6 +119,13 @@ class StageConfig(_Strict):
     @classmethod
     def _bare_name(cls, entry: Any) -> Any:
         return {"name": entry} if isinstance(entry, str) else entry
+
+    @field_validator("snapshots")
+    @classmethod
+    def _snapshots(cls, snapshots: list[int]) -> list[int]:
+        if len(set(snapshots)) != len(snapshots) or any(passed < 0 for passed in snapshots):
+            raise ValueError("expected different whole numbers >= 0")
+        return snapshots
 
 
 class RunConfig(_Strict):
@@ -136,7 +146,8 @@ class PublishedConfig(_Strict):
 class BenchmarkConfig(_Strict):
     """The whole file. ``train`` holds a stage's settings, and ``stages`` in it a list of changes to them.
 
-    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label. Seeds are different
+    A ``suite`` comes before the ``attacks``, one of which replaces the suite's of the same label. ``shifts`` are images
+    without an adversary, such as noisy ones; their labels are columns as those of attacks are. Seeds are different
     whole numbers in [0, 2^31), names and labels have at most 100 characters.
     """
 
@@ -149,6 +160,7 @@ class BenchmarkConfig(_Strict):
     threat: ThreatConfig = ThreatConfig()
     suite: Literal["quick", "standard", "full"] | None = None
     attacks: dict[str, str | Entry] = {}
+    shifts: dict[str, str | Entry] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: list[int] = Field([0], min_length=1, max_length=10_000)
     threads: int | None = Field(None, gt=0, le=1024)

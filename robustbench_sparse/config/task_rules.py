@@ -61,6 +61,8 @@ def _attacks(task: Task, config: BenchmarkConfig, attacks: Sequence[AttackPlan])
 
 
 def _rest(task: Task, config: BenchmarkConfig) -> Iterator[Problem]:
+    if task.key != "classify" and config.shifts:
+        yield ("shifts",), f"classifiers are judged on them: expected none with the task {task.key}"
     if task.key != "classify" and config.evaluation.certificate != "off":
         problem = f"its checks are of classifiers: expected off with the task {task.key}"
         yield ("evaluation", "certificate"), problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -46,7 +47,7 @@ class Autoencoder(ModelSpec):
         pixels = channels * size * size
         widths = [pixels, *[self.width or pixels] * self.hidden, pixels]
         parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-        for number, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True), 1):
+        for number, (before, after) in enumerate(itertools.pairwise(widths), 1):
             parts[f"layer{number}"] = nn.Linear(before, after)
             kind = self.activation if number <= self.hidden else self.last_activation
             if kind != "none":

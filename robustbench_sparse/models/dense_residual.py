@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from attacks.base import check
 from robustbench_sparse.models.base import ModelSpec
 from robustbench_sparse.models.mlp import ACTIVATIONS, Activation
+from robustbench_sparse.models.skips import SkipLayer
 
 
-class DenseResidualLayer(nn.Module):
+class DenseResidualLayer(SkipLayer):
     """x^{l+1} = sigma(W^l x^l + b^l) + sum_i tau^{l,i} x^i over the earlier x^i that are as wide as x^{l+1}.
 
     Args:
@@ -27,19 +27,13 @@ class DenseResidualLayer(nn.Module):
     """
 
     def __init__(self, widths: list[int], width: int, activation: nn.Module) -> None:
-        super().__init__()
+        super().__init__([i for i, other in enumerate(widths) if other == width])
         self.linear = nn.Linear(widths[-1], width)
         self.activation = activation
-        self.sources = [i for i, other in enumerate(widths) if other == width]
-        self.skip = nn.Parameter(torch.zeros(len(self.sources))) if self.sources else None
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         """x^0 to x^l, each (B, width) -> x^{l+1}, (B, width)."""
-        out: Tensor = self.activation(self.linear(xs[-1]))
-        if self.skip is not None:
-            for tau, i in zip(self.skip, self.sources, strict=True):
-                out = torch.addcmul(out, xs[i], tau)
-        return out
+        return self.with_skips(self.activation(self.linear(xs[-1])), xs)
 
 
 class DenseResidualModule(nn.Module):

@@ -66,6 +66,7 @@ class _Achieved(BaseModel):
     kind: str
     percent: float
     achieved: float
+    binding: bool = True
 
 
 class _Counts(BaseModel):
@@ -91,9 +92,9 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     adversarials that the certificate's checks found; it is empty as soon as one attack left a gap. A cell without a
     complete measurement is empty, and ``status`` says why.
 
-    Sparsities are counted in the saved file; ``asked`` holds what a method was asked for, and behind it what was
-    counted in the layers it was asked of. A row whose file has less than its method claims is refused: it has no
-    numbers.
+    Sparsities are counted in the saved file; ``asked`` holds what a method was asked for, ``(goal)`` where lambda was
+    steered for it, and behind it what was counted in the layers it was asked of. A row whose file has less than its
+    method claims is refused: it has no numbers.
     ``train_accuracy`` is that of the selected epoch, on the minibatches as they were trained on.
 
     ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed. ``rank`` goes by
@@ -115,7 +116,7 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     _rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     restores = manifest["task"] == "restore"
-    measured = restored_columns(labels) if restores else ["clean", *labels, "worst"]
+    measured = restored_columns(labels) if restores else ["clean", *labels, "worst", *manifest["shifts"]]
     rates = [c for name in measured for c in (name, f"{name}_lo", f"{name}_hi")]
     metrics = [*measured, *SPARSITIES, *TRAIN]
     published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
@@ -287,7 +288,8 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
             return {**row, "status": f"refused: {counted['refused']}"}
         row.update({name: counted[name] for name in (*SPARSITIES, *COUNTS)})
         row["asked"] = "; ".join(
-            f"{a['kind']} {a['percent']:g}: {a['achieved']:.2f}" for a in counted["asked"]
+            f"{a['kind']} {a['percent']:g}{'' if a.get('binding', True) else ' (goal)'}: {a['achieved']:.2f}"
+            for a in counted["asked"]
         )
     else:
         problems.append("incomplete: sparsity")

@@ -2,8 +2,9 @@
 
 ``results/<benchmark>/runs/<id>/`` holds ``run.json`` (resolved config), ``environment.json``,
 ``history.csv`` (per epoch), ``layers.csv`` (per epoch and layer), ``checkpoint.pt`` (only while training),
-``model.safetensors`` (the deployed network), ``training.json``, ``sparsity.json``, ``outcomes/``, ``certificate/``,
-and ``files.json``, which says which of them count (see ``seals``). The id names everything that determines the weights.
+``model.safetensors`` (the deployed network), ``snapshots/`` (those of epochs that were asked for), ``training.json``,
+``sparsity.json``, ``outcomes/``, ``certificate/``, and ``files.json``, which says which of them count (see ``seals``).
+The id names everything that determines the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from defenses.base import Kind
 from robustbench_sparse.config.plan import Plan
@@ -165,7 +166,7 @@ class RunFolder:
 
     def store(self, trained: Trained) -> None:
         """Write what training left; it counts once all of it is there."""
-        with self.seals.renewing(*names.TRAINED):
+        with self.seals.renewing(*names.TRAINED, *trained.snapshots):
             for name, rows in ((names.HISTORY, trained.history), (names.LAYERS, trained.layers)):
                 table = csv_safe(pd.DataFrame(rows))
                 write_atomically(self.path / name, functools.partial(table.to_csv, index=False))
@@ -212,9 +213,9 @@ class RunFolder:
                 seed=self.seed,
                 facts={},
             )
-            if not home.complete():
+            if not home.complete() or not home.seals.has(*self._snapshots):
                 continue
-            found = [n for n in (*names.TRAINED, names.ENVIRONMENT) if home.seals.has(n)]
+            found = [n for n in (*names.TRAINED, names.ENVIRONMENT, *self._snapshots) if home.seals.has(n)]
             home.seals.check(*found)
             with self.seals.renewing(*found):
                 for name in (*found, names.SPEED):  # what was chosen for speed belongs to the numbers, too
@@ -240,7 +241,7 @@ class RunFolder:
                 continue
             home.seals.check(names.RUN)
             record = read_keys(path, ("record",))["record"]
-            if not record or _without_choice(record) != mine:
+            if not record or _without_choice(record) != mine or not home.seals.has(*self._snapshots):
                 continue
             self._take_last(home, training)
             self.prepare(device)
@@ -248,10 +249,10 @@ class RunFolder:
         return False
 
     def _take_last(self, home: RunFolder, training: Mapping[str, Any]) -> None:
-        found = [n for n in (*names.TRAINED, names.ENVIRONMENT) if home.seals.has(n)]
+        found = [n for n in (*names.TRAINED, names.ENVIRONMENT, *self._snapshots) if home.seals.has(n)]
         home.seals.check(*found)
-        with self.seals.renewing(*names.TRAINED, names.ENVIRONMENT):
-            for name in (names.HISTORY, names.LAYERS, names.ENVIRONMENT):
+        with self.seals.renewing(*names.TRAINED, names.ENVIRONMENT, *self._snapshots):
+            for name in (names.HISTORY, names.LAYERS, names.ENVIRONMENT, *self._snapshots):
                 if name in found:
                     _copy(home.path / name, self.path / name)
             _copy(home.path / (names.LAST if names.LAST in found else names.WEIGHTS), self.weights)
@@ -273,6 +274,25 @@ class RunFolder:
         model = architecture(self.path, channels, size, classes)
         fill(model, weights, self.weights)
         return model
+
+    @property
+    def _snapshots(self) -> list[str]:
+        """Names of the snapshots that were asked for."""
+        return list(self.facts.get("snapshots", []))
+
+    def lacks_snapshots(self) -> bool:
+        """Whether training left no snapshot that was asked for, as it was not asked for them at the time."""
+        return not self.seals.has(*self._snapshots)
+
+    def snapshots(self) -> list[tuple[int, int]]:
+        """Stage, and epochs passed in it, of each network kept on the way; in their order."""
+        return sorted(at for name in self.seals.hashes() if (at := names.snapshot_of(name)) is not None)
+
+    def snapshot(self, stage: int, passed: int) -> dict[str, Tensor]:
+        """The weights of one of ``snapshots``; UserError where it is not there or was changed."""
+        name = names.snapshot(stage, passed)
+        self.seals.check(name)
+        return load_weights(self.path / name)
 
     def counts(self) -> dict[str, Any] | None:
         """What ``count`` kept, or None where it is not there or was changed: it is counted again then."""

@@ -42,6 +42,7 @@ class _Manifest(BaseModel):
     settings: dict[str, Any] = {}
     certificate: Level = "off"
     table: dict[str, Any] = {}
+    shifts: dict[_Name, dict[str, Any]] = {}
     task: Literal["classify", "restore"] = "classify"
 
 
@@ -73,6 +74,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "dataset": dataset.label,
         "attacks": [a.label for a in plan.attacks],
         "settings": {a.label: plain(a.record()) for a in plan.attacks},
+        **_shifts(plan),
         "threat": plan.config.threat.model_dump(),
         **({} if plan.task.key == "classify" else {"task": plan.task.key}),
         "certificate": plan.config.evaluation.certificate,
@@ -80,6 +82,11 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "runs": runs,
         "published": plan.published,
     }
+
+
+def _shifts(plan: Plan) -> dict[str, Any]:
+    """Shift's label -> its record, under ``shifts``; nothing where there are none, as there once were nowhere."""
+    return {"shifts": {s.label: plain(s.record()) for s in plan.shifts}} if plan.shifts else {}
 
 
 def table_of(plan: Plan) -> dict[str, Any]:
@@ -93,6 +100,7 @@ def table_of(plan: Plan) -> dict[str, Any]:
             "threat": c.threat.model_dump(),
             "evaluation": {k: getattr(c.evaluation, k) for k in ("draws", "limit", "precision")},
             "attacks": {a.label: a.record() for a in plan.attacks},
+            **_shifts(plan),
             **task_record(plan.task),
             "runs": {run.label: run.record() for run in plan.runs},
             "seeds": list(c.seeds),

@@ -6,6 +6,8 @@ the run's record of its files has them.
 
 from __future__ import annotations
 
+import re
+
 # In a benchmark's folder.
 BENCHMARK = "benchmark.json"
 LEADERBOARD, LEADERBOARD_SEEDS, LEADERBOARD_TEXT = (
@@ -47,6 +49,17 @@ def verdicts(label: str) -> str:
 def account(label: str) -> str:
     """How an outcome came about."""
     return f"{OUTCOMES}/{label}.json"
+
+
+def snapshot(stage: int, passed: int) -> str:
+    """The deployed network after so many epochs of a stage."""
+    return f"snapshots/{stage}-{passed}.safetensors"
+
+
+def snapshot_of(name: str) -> tuple[int, int] | None:
+    """Stage and epochs passed of a snapshot's name; None for any other file's."""
+    found = re.fullmatch(r"snapshots/(\d+)-(\d+)\.safetensors", name)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def parts(label: str) -> str:

@@ -42,6 +42,7 @@ def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) 
         "defenses": "+".join([*(shown(d.name, d.build()) for d in run.defenses), *_sparse_optimizers(run)]),
         "threat": plan.config.threat.model_dump(),
         "record": record,
+        **({"snapshots": [names.snapshot(*at) for at in run.snapshots()]} if run.snapshots() else {}),
     }
     return RunFolder(
         path=folder / names.RUNS / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import fill, load_weights, tensors_hash, write_atomically
+from robustbench_sparse.models.skips import SkipLayer
 from robustbench_sparse.runs.rebuild import network_of
-from robustbench_sparse.sparsity.shrink.liveness import MIXING, NORMS
+from robustbench_sparse.sparsity.shrink.calls import MIXING, NORMS
 
 FORMAT = 1
 KEY = "robustbench_sparse"  # of safetensors' table of metadata
@@ -31,6 +33,8 @@ def save_shrunk(path: Path, model: nn.Module, record: Mapping[str, Any]) -> None
     """
     tensors = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
     about = {"format": FORMAT, **record, "widths": widths_of(model), "digest": tensors_hash(tensors)}
+    if skips := skips_of(model):
+        about["skips"] = skips
     data = save(tensors, {KEY: json.dumps(about, sort_keys=True)})
     write_atomically(path, lambda f: f.write(data))
 
@@ -69,6 +73,7 @@ def load_shrunk(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if changed or model is None:
         raise UserError(f"{path}: its weights have changed since it was written; shrink the network again")
     set_widths(model, widths, path)
+    set_skips(model, about.get("skips", {}), path)
     fill(model, weights, path)
     return model.eval()
 
@@ -125,6 +130,24 @@ def set_widths(model: nn.Module, widths: Mapping[str, Any], source: Path) -> Non
             raise UserError(f"{source}: {name}: expected widths of 1 to {now}, got {wanted}")
         if wanted != now:
             _cut(model.get_submodule(name), *wanted)
+
+
+def skips_of(model: nn.Module) -> dict[str, list[int]]:
+    """What every layer that may have skips reads by them, by name; see ``models.skips.SkipLayer``."""
+    return {name: list(m.sources) for name, m in model.named_modules() if isinstance(m, SkipLayer)}
+
+
+def set_skips(model: nn.Module, skips: Any, source: Path) -> None:
+    """Leave a network the skips that a file names, in place; UserError for those of other layers, or further ones."""
+    if not isinstance(skips, Mapping) or skips_of(model).keys() != skips.keys():
+        raise UserError(f"{source}: weights of another architecture: other layers have skips")
+    for name, sources in skips.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SkipLayer)
+        try:
+            layer.keep([operator.index(i) for i in sources])
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{source}: {name}: {one_line(e)}") from None
 
 
 def _cut(layer: nn.Module, inputs: int, outputs: int) -> None:

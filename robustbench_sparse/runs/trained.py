@@ -21,6 +21,7 @@ class Trained:
         layers: one row per epoch and layer: zeros and l1 norm of the deployed network.
         asked: the shares of zeros that defenses were asked for, see ``defenses.base.Asked``; plain values.
         seconds: time spent training, over all sittings.
+        snapshots: names of the files, in the run's folder, that hold networks kept on the way.
         diverged: why training stopped early, or an empty string.
     """
 
@@ -32,6 +33,7 @@ class Trained:
     layers: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    snapshots: list[str] = field(default_factory=list)
     diverged: str = ""
 
     def memory(self) -> dict[str, Any]:
@@ -40,8 +42,9 @@ class Trained:
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Take over what ``memory`` gave; KeyError where a part is missing."""
+        known = {"snapshots": [], **memory}  # what was kept by an earlier version knows of none
         for name in _REMEMBERED:
-            setattr(self, name, memory[name])
+            setattr(self, name, known[name])
 
 
-_REMEMBERED = ("weights", "selected", "last_weights", "last", "history", "layers", "seconds")
+_REMEMBERED = ("weights", "selected", "last_weights", "last", "history", "layers", "seconds", "snapshots")

@@ -36,7 +36,7 @@ _WITHOUT_EFFECT = (
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first key path in which a table would not only grow, with both values; empty where it only grows."""
-    grows = ("attacks", "runs")
+    grows = ("attacks", "shifts", "runs")
     for key in dict.fromkeys((*old, *new)):
         if key == "seeds":
             lost = [s for s in old.get(key, []) if s not in new.get(key, [])]

@@ -23,9 +23,11 @@ from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork, FastTraining
 from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.files import save_weights
 from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.foundation.streams import Streams, derive
 from robustbench_sparse.models.build import build_network, on_device
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.counting import count_layers, shares_of
 from robustbench_sparse.training.checkpoint import Checkpoint, Moment
@@ -82,7 +84,7 @@ class Trainer:
         self._sample: Tensor  # a minibatch to compile for, set with a stage
         self._fast: FastNetwork | None = None
         self._validated: FastNetwork | None = None
-        self.s = Step(self.model, None, threat, self.streams.get("data"), data.images)
+        self.s = Step(self.model, None, threat, self.streams.get("data"), data.images, fresh=self._fresh)
 
     # One epoch after another ---------------------------------------------------------------------------
 
@@ -124,6 +126,8 @@ class Trainer:
         else:
             self.trained.selected = {}
         self._make_quick(stage)
+        if not reached and 0 in config.snapshots:
+            self._keep_snapshot(0, self.deployed())
         several = len(self.run.stages) > 1
         title = f"{self.label} train" + (f" {number + 1}/{len(self.run.stages)}" if several else "")
         images = self.data.count("train")
@@ -202,6 +206,8 @@ class Trainer:
             **sparsity,
         }
         keep(self.trained, stage.selection, config.select_after, score, facts, deployed)
+        if s.epoch + 1 in config.snapshots:
+            self._keep_snapshot(s.epoch + 1, deployed)
         self.trained.layers += [
             {**when, **{k: v for k, v in layer.items() if k not in ("kind", "shape")}} for layer in layers
         ]
@@ -209,6 +215,12 @@ class Trainer:
             for name, defense in self._named_acting():
                 row |= {f"{name}.{key}": float(value) for key, value in defense.end_epoch(s).items()}
         return row
+
+    def _keep_snapshot(self, passed: int, network: nn.Module) -> None:
+        """Write a network beside the checkpoint; it counts once training has ended."""
+        name = names.snapshot(self.s.stage, passed)
+        save_weights(self.checkpoint.path.parent / name, network.state_dict())
+        self.trained.snapshots.append(name)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
         s = self.s
@@ -304,6 +316,12 @@ class Trainer:
                 model = copy.deepcopy(model)
         model.eval()
         return model
+
+    def _fresh(self, generator: torch.Generator) -> nn.Module:
+        """Another network of this run's, before any training."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        data, classes = self.data, self.task.classes(self.data.classes)
+        return build_network(self.run.model, self.defenses, data.channels, data.size, classes, seed)
 
     def _finite(self, loss_sum: Tensor) -> float:
         value = loss_sum.item()

@@ -22,8 +22,9 @@ ROOMS = {
     "attacks": (),
     "defenses": ("base", "tracing", "regularisers", "robust", "sparse"),
     "robustbench_sparse": (
-        "foundation", "engine", "data", "models", "tasks", "sparsity", "config", "runs", "shrinking", "reporting",
-        "training", "judging", "certificate", "verdict", "workspace", "workers", "benchmark", "evaluation", "cli",
+        "foundation", "engine", "data", "shifts", "models", "tasks", "sparsity", "config", "runs", "shrinking",
+        "reporting", "training", "judging", "certificate", "verdict", "workspace", "workers", "benchmark", "evaluation",
+        "studies", "cli",
     ),
 }  # fmt: skip
 # At the head of a package: what stands before every room, or speaks for all of them.
@@ -36,7 +37,8 @@ NEVER = {
     "certificate": {"training", "reporting", "shrinking"},
     "verdict": {"training", "reporting", "shrinking"},
     "evaluation": {"training", "benchmark", "shrinking"},
-    "models": {"data", "engine"},
+    "models": {"data", "engine", "shifts"},
+    "shifts": {"data", "engine"},
     "data": {"engine"},
 }
 

@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "attacks": {"fgsm": "fgsm", "pgd": {"name": "pgd", "steps": 3}},
     "evaluation": {"limit": 40, "batch_size": 20, "certificate": "quick"},
     "model": {"name": "mlp", "hidden": [8]},
-    "train": {"epochs": 3, "batch_size": 100},
+    "train": {"epochs": 3, "batch_size": 100, "snapshots": [0, 2]},
     "runs": {"natural": {}, "robust": {"defenses": [{"name": "pgd_at", "steps": 2}]}},
 }
 # What has just been written, and how often a run writes it.
@@ -36,6 +36,7 @@ POINTS: dict[str, int] = {
     "*/benchmark.json": 1,
     "*/run.json": 2,
     "*/checkpoint.pt": 6,
+    "*/snapshots/*.safetensors": 4,
     "*/history.csv": 2,
     "*/model.safetensors": 2,
     "*/training.json": 2,

@@ -74,6 +74,24 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
         put("attacks", "pgd", value={"name": "json:loads"}),
         ["attacks.pgd.name", "attacks.base.Attack"],
     ),
+    "unknown shift": (put("shifts", value={"a": "gausian_noise"}), ["shifts.a.name", "gaussian_noise"]),
+    "severity that there is not": (
+        put("shifts", value={"a": {"name": "jpeg", "severity": 7}}),
+        ["shifts.a.severity", "1, 2, 3, 4 or 5", "7"],
+    ),
+    "size without pixels": (
+        put("shifts", value={"r": {"name": "resolution", "size": 0}}),
+        ["shifts.r.size", "0"],
+    ),
+    "resolution without a size": (put("shifts", value={"r": "resolution"}), ["shifts.r", "size"]),
+    "shift under an attack's label": (put("shifts", value={"pgd": "jpeg"}), ["shifts.pgd", "no attack has"]),
+    "shift under a column's name": (put("shifts", value={"worst": "jpeg"}), ["shifts.worst", "label"]),
+    "shifts of a restoration task": (
+        lambda raw: raw.update(
+            task="restore", shifts={"j": "jpeg"}, attacks={}, model="identity", runs={"a": {}}
+        ),
+        ["shifts", "restore"],
+    ),
     "module that does not exist": (
         put("attacks", "pgd", value={"name": "no_such_module:Attack"}),
         ["attacks.pgd.name", "no_such_module"],

@@ -24,6 +24,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     "kill",
     [
         ("before", "*/checkpoint.pt", 2),
+        ("after", "*/snapshots/0-2.safetensors", 1),  # and before the checkpoint that knows of it
         ("after", "*/model.safetensors", 1),
         ("after", "*/outcomes/pgd.csv", 1),  # and before its .json
         ("before", "*/outcomes/pgd.json", 2),

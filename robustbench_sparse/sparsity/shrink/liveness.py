@@ -6,38 +6,17 @@ Backwards from the logits: which channels some layer still needs. What is not un
 
 from __future__ import annotations
 
-import math
-import operator
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from attacks.base import Silence, noise_from
 from defenses.tracing import LayerTracer
 from robustbench_sparse.foundation.errors import UserError, one_line
-
-Mixing = nn.Conv2d | nn.Linear
-MIXING = (nn.Conv2d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_POINTWISE_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.ELU, nn.GELU, nn.Softplus, nn.LeakyReLU, nn.SiLU),
-    *(nn.Identity, nn.Dropout, nn.Dropout2d),
-)
-_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_POINTWISE_FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {
-    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_"), torch.relu),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), torch.sigmoid),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), torch.tanh),
-}
-_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_FLATTENS = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
-_MEANS = (torch.mean, "mean")
+from robustbench_sparse.sparsity.shrink.calls import MIXING, NORMS, Calls, Mixing, function_of, unpadded
+from robustbench_sparse.sparsity.shrink.identity import channels_of
 
 
 @dataclass
@@ -48,11 +27,13 @@ class Liveness:
         needed: outputs that have to stay, bool (out,).
         read: inputs that the layer needs, bool (in,).
         constant: the value of each input that is constant, nan of the others, (in,).
+        channels: see ``identity.channels_of``.
     """
 
     needed: dict[str, Tensor] = field(default_factory=dict)
     read: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Tensor] = field(default_factory=dict)
+    channels: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class _Shapes(fx.Interpreter):
@@ -89,20 +70,13 @@ def liveness(model: nn.Module, example: Tensor) -> Liveness:
     return _Walk(model, graph, runner.shapes).result()
 
 
-class _Walk:
+class _Walk(Calls):
     def __init__(self, model: nn.Module, graph: fx.Graph, shapes: dict[fx.Node, torch.Size]) -> None:
-        self.nodes, self.shapes = list(graph.nodes), shapes
-        self.modules = dict(model.named_modules())
-        called = [self.modules[str(n.target)] for n in self.nodes if n.op == "call_module"]
-        self.calls = Counter(called)
+        super().__init__(model, graph, shapes)
         self.device = next(model.parameters()).device
         # Worked out in float64, so that folding into a bias adds no rounding of its own; nan for what varies.
         self.constant: dict[fx.Node, Tensor] = {}
         self.fixed: set[fx.Node] = set()  # widths that no layer here decides upon
-
-    def width(self, node: fx.Node) -> int | None:
-        shape = self.shapes.get(node)
-        return None if shape is None or len(shape) < 2 else shape[1]
 
     @torch.no_grad()
     def result(self) -> Liveness:
@@ -111,67 +85,10 @@ class _Walk:
                 self._forwards(node)
         self.needed = {n: self._no(n) for n in self.constant}
         self.used = {n: self._no(n) for n in self.constant}
-        out = Liveness()
+        out = Liveness(channels=channels_of(self))
         for node in reversed(self.nodes):
             self._backwards(node, out)
         return out
-
-    # What a node is -------------------------------------------------------------------------------------
-
-    def kind(self, node: fx.Node) -> str:
-        """``mix``, ``norm``, ``pointwise``, ``pool``, ``flatten``, ``add``, or an empty string for anything else."""
-        if self.width(node) is None or not node.args or not isinstance(node.args[0], fx.Node):
-            return ""
-        first = node.args[0]
-        if self.width(first) is None:
-            return ""
-        if node.op == "call_module":
-            return self._kind_of_module(self.modules[str(node.target)], first)
-        if node.op not in ("call_function", "call_method"):
-            return ""
-        before, after = self.shapes[first], self.shapes[node]
-        if _in_place(node.target) and len(first.users) > 1:
-            return ""
-        if node.target in _ADDS:
-            other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
-            same = isinstance(other, fx.Node) and self.shapes.get(other) == before
-            return "add" if same else ""
-        if node.target in _POINTWISE_FUNCTIONS:
-            return "pointwise"
-        if node.target in _MEANS:
-            return "pool" if self._over_pixels(node, before, after) else ""
-        flat = len(before) == 4 and tuple(after) == (before[0], math.prod(before[1:]))
-        return "flatten" if node.target in _FLATTENS and flat else ""
-
-    def _kind_of_module(self, module: nn.Module, first: fx.Node) -> str:
-        hooked = module._forward_hooks or module._forward_pre_hooks or parametrize.is_parametrized(module)
-        if hooked or module.training:
-            return ""
-        kind, dims = type(module), len(self.shapes[first])
-        if isinstance(module, MIXING) and kind in MIXING:
-            plain = dims == 2 if isinstance(module, nn.Linear) else module.groups == 1
-            return "mix" if plain and self.calls[module] == 1 else ""
-        if isinstance(module, NORMS):
-            return "norm" if module.running_mean is not None and self.calls[module] == 1 else ""
-        if kind in _POINTWISE_MODULES:
-            # One that works in place changes what others read of its input.
-            return "" if getattr(module, "inplace", False) and len(first.users) > 1 else "pointwise"
-        if kind in _POOLS and dims == 4:
-            return "pool"
-        if isinstance(module, nn.AvgPool2d):
-            return "pool" if module.padding in (0, (0, 0)) and module.divisor_override is None else ""
-        plain = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) in (
-            (1, -1),
-            (1, dims - 1),
-        )
-        return "flatten" if plain and dims == 4 else ""
-
-    @staticmethod
-    def _over_pixels(node: fx.Node, before: torch.Size, after: torch.Size) -> bool:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if len(before) != 4 or not isinstance(dims, tuple | list):
-            return False
-        return sorted(int(d) % 4 for d in dims if isinstance(d, int)) == [2, 3]
 
     # Forwards: nan for what varies ----------------------------------------------------------------------
 
@@ -182,41 +99,39 @@ class _Walk:
             self.constant[node] = torch.full((width,), torch.nan, dtype=torch.float64, device=self.device)
             self.fixed.add(node)
             return
-        first = node.args[0]
-        assert isinstance(first, fx.Node)
-        given = self.constant[first]
-        if kind != "mix" and first in self.fixed:
+        parts = self.given(node)
+        if kind != "mix" and any(part in self.fixed for part in parts):
             self.fixed.add(node)
+        given = self.constant[parts[0]]
         if kind == "mix":
             out = self._mixed(node, given)
         elif kind == "norm":
             out = self._normed(node, given)
         elif kind == "pointwise":
-            out = self._function(node)(given.clone())  # nan stays nan; some work in place
-        elif kind == "add":
-            other = node.args[1]
-            assert isinstance(other, fx.Node)
-            out = given + self.constant[other]
-            if other in self.fixed:
-                self.fixed.add(node)
+            out = function_of(self, node)(given.clone())  # nan stays nan; some work in place
+        elif kind in ("add", "skip"):
+            factor = self._factor(node)
+            out = given + factor * self.constant[parts[1]] if factor else given
+        elif kind == "cat":
+            out = torch.cat([self.constant[part] for part in parts])
         elif kind == "flatten":
             out = given.repeat_interleave(width // len(given))
         else:
             out = given
         self.constant[node] = torch.where(out.isfinite(), out, torch.nan)
 
-    def _function(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        if node.op == "call_module":
-            module: Callable[[Tensor], Tensor] = self.modules[str(node.target)]
-            return module
-        return _POINTWISE_FUNCTIONS[node.target]
+    def _factor(self, node: fx.Node) -> float:
+        """What the second summand is multiplied by; 1 where the kind is ``add``."""
+        factor = self.factor(node.args[2]) if len(node.args) == 3 else 1.0
+        assert factor is not None
+        return factor
 
     def _mixed(self, node: fx.Node, given: Tensor) -> Tensor:
         layer, weight = self._layer(node)
         matters = self._matters(weight)
         known = given.isfinite()
         # The border of zeros makes an image of any other constant vary.
-        steady = known if _unpadded(layer) else known & (given == 0)
+        steady = known if unpadded(layer) else known & (given == 0)
         total = weight.flatten(2).sum(2) @ torch.where(steady, given, 0)
         if layer.bias is not None:
             total = total + layer.bias.double()
@@ -261,25 +176,29 @@ class _Walk:
             norm = self.modules[str(node.target)]
             assert isinstance(norm, NORMS)
             used = used if norm.weight is None else used & (norm.weight != 0)
-        elif kind == "flatten":
-            first = node.args[0]
-            assert isinstance(first, fx.Node)
-            shape = (len(self.constant[first]), -1)
+        parts = self.given(node)
+        if kind == "flatten":
+            shape = (len(self.constant[parts[0]]), -1)
             needed, used = needed.view(shape).any(1), used.view(shape).any(1)
-        sources = [n for n in node.args if isinstance(n, fx.Node)]
-        for source in sources:
-            self.needed[source] |= needed
-            self.used[source] |= used
-        if kind == "add" and any(source in self.fixed for source in sources):
-            for source in sources:
-                self.needed[source][:] = True
+        wanted = [(needed, used)] * len(parts)
+        if kind == "skip" and not self._factor(node):
+            wanted[1] = needed, torch.zeros_like(used)
+        elif kind == "cat":
+            widths = [len(self.constant[part]) for part in parts]
+            wanted = list(zip(torch.split(needed, widths), torch.split(used, widths), strict=True))
+        for part, (its_needed, its_used) in zip(parts, wanted, strict=True):
+            self.needed[part] |= its_needed
+            self.used[part] |= its_used
+        if kind in ("add", "skip") and any(part in self.fixed for part in parts):
+            for part in parts:
+                self.needed[part][:] = True
 
     def _read(self, node: fx.Node, out: Liveness) -> Tensor:
         name, first = str(node.target), node.args[0]
         assert isinstance(first, fx.Node)
         layer, weight = self._layer(node)
         given = self.constant[first]
-        foldable = _unpadded(layer) and layer.bias is not None
+        foldable = unpadded(layer) and layer.bias is not None
         absorbed = given.isfinite() if foldable else given == 0
         reads = (self._matters(weight) & self.used[node][:, None]).any(0) & ~absorbed
         out.needed[name], out.read[name] = self.needed[node], reads
@@ -300,11 +219,3 @@ class _Walk:
 
     def _no(self, node: fx.Node) -> Tensor:
         return torch.zeros(len(self.constant[node]), dtype=torch.bool, device=self.device)
-
-
-def _in_place(target: Any) -> bool:
-    return target is operator.iadd or (isinstance(target, str) and target.endswith("_"))
-
-
-def _unpadded(layer: Mixing) -> bool:
-    return isinstance(layer, nn.Linear) or layer.padding in (0, (0, 0), "valid")

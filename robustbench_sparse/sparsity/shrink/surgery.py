@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from attacks.base import RandomModule, Silence, noise_from
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.sparsity.shrink.liveness import MIXING, NORMS, Liveness, liveness
+from robustbench_sparse.models.skips import SkipLayer
+from robustbench_sparse.sparsity.shrink.calls import MIXING, NORMS
+from robustbench_sparse.sparsity.shrink.liveness import Liveness, liveness
 
 EXTRA = "pip install 'robustbench_sparse[shrink]'"
 
@@ -33,7 +34,8 @@ class Shrunk:
 
     Attributes:
         model: a copy in eval mode, on the device of the network it was made from.
-        removed: outputs before and after, of every layer that lost some, by name.
+        removed: outputs before and after, of every layer that lost some, by name; and skips, of layers that had
+            some of strength 0.
         notes: what a reader should know.
     """
 
@@ -42,12 +44,22 @@ class Shrunk:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """One group of layers of a common width, and what goes: ``run`` removes it, ``folds`` holds (reader, inputs)."""
+@dataclass
+class _Cuts:
+    """What goes, in the numbers that channels have before anything goes.
 
-    run: Callable[[], object]
-    folds: list[tuple[str, Tensor]]
+    Attributes:
+        removals: by layer, and whether inputs are meant: how the library removes them, and their numbers.
+        folds: by reader: the inputs that go.
+    """
+
+    removals: dict[tuple[nn.Module, bool], tuple[Any, set[int]]] = field(default_factory=dict)
+    folds: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Remove it all, each layer's at once: a channel that goes moves those behind it."""
+        for remove, numbers in self.removals.values():
+            remove(sorted(numbers))
 
 
 def shrink_network(model: nn.Module, example: Tensor) -> Shrunk:
@@ -63,21 +75,22 @@ def shrink_network(model: nn.Module, example: Tensor) -> Shrunk:
 
     Raises:
         MissingExtra: torch-pruning is not installed.
-        UserError: a network whose forward pass cannot be traced.
+        UserError: a network whose forward pass cannot be traced, or one without weights.
     """
     pruning = torch_pruning()
+    if next(model.parameters(), None) is None:
+        raise UserError("the network has no weights: there is nothing to remove")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     small = copy.deepcopy(model).eval().cpu().to(memory_format=torch.contiguous_format).requires_grad_(True)
     like = next((p for p in small.parameters()), torch.empty(0))
     x = example[:1].detach().cpu().to(like.dtype).contiguous().repeat(2, 1, 1, 1)
-    live = liveness(small, x)
     before = _outputs(small)
+    _drop_skips(small)
+    live = liveness(small, x)
     cuts = _cuts(pruning, small, x, live)
-    for cut in cuts:
-        for name, inputs in cut.folds:
-            _fold(small.get_submodule(name), inputs, live.constant[name])
-    for cut in cuts:
-        cut.run()
+    for name, inputs in cuts.folds:
+        _fold(small.get_submodule(name), inputs, live.constant[name])
+    cuts.run()
     after = _outputs(small)
     removed = {n: (before[n], after[n]) for n in before if before[n] != after[n]}
     notes = []
@@ -100,38 +113,67 @@ def torch_pruning() -> ModuleType:
 
 
 def _outputs(model: nn.Module) -> dict[str, int]:
-    return {name: len(m.weight) for name, m in model.named_modules() if isinstance(m, MIXING)}
+    """Outputs of every layer, and skips of every layer that may have some, by name."""
+    skips = {name: m for name, m in model.named_modules() if isinstance(m, SkipLayer)}
+    return {
+        **{name: len(m.weight) for name, m in model.named_modules() if isinstance(m, MIXING)},
+        **{f"{name}.skip".removeprefix("."): len(m.sources) for name, m in skips.items()},
+    }
 
 
-def _cuts(pruning: ModuleType, model: nn.Module, x: Tensor, live: Liveness) -> list[_Cut]:
-    """All groups are worked out before anything is removed: they share no dimension of any weight."""
-    if not live.needed:
-        return []
-    names = {module: name for name, module in model.named_modules()}
+def _drop_skips(model: nn.Module) -> None:
+    """Take out skips of strength 0: what they add is 0, and yet they would hold two layers to one width."""
+    for m in model.modules():
+        if isinstance(m, SkipLayer) and m.skip is not None:
+            strengths = m.skip.tolist()
+            m.keep([i for i, strength in zip(m.sources, strengths, strict=True) if strength != 0])
+
+
+def _graph(pruning: ModuleType, model: nn.Module, x: Tensor) -> Any:
+    """The library's graph of dependencies."""
+    skips = [m.skip for m in model.modules() if isinstance(m, SkipLayer) and m.skip is not None]
     graph = pruning.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad(), noise_from(model, Silence()):
         warnings.simplefilter("ignore")
+        # It follows gradients, and would take a vector of factors for one entry per channel.
+        for skip in skips:
+            skip.requires_grad_(False)
         graph.build_dependency(model, example_inputs=(x,), verbose=False)
-    cuts: list[_Cut] = []
+        for skip in skips:
+            skip.requires_grad_(True)
+    return graph
+
+
+def _group(graph: Any, layer: nn.Module, outputs: list[int]) -> Any:
+    """The layers that share these outputs of a layer, and which of their channels they are."""
+    return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, outputs)
+
+
+def _cuts(pruning: ModuleType, model: nn.Module, x: Tensor, live: Liveness) -> _Cuts:
+    """All groups of layers of a common width; no output of a layer is in two of them."""
+    cuts = _Cuts()
+    if not live.needed:
+        return cuts
+    names = {module: name for name, module in model.named_modules()}
+    graph = _graph(pruning, model, x)
+    times = _times(live)
     seen: set[str] = set()
     for name in live.needed:
         layer = model.get_submodule(name)
         if name in seen or layer not in graph.module2node:
             continue
-        prune = graph.get_pruner_of_module(layer).prune_out_channels
-        whole = graph.get_pruning_group(layer, prune, list(range(len(layer.weight))))  # type: ignore[arg-type]
-        dead = _dead(graph, whole, names, live, seen)
+        whole = _group(graph, layer, list(range(len(layer.weight))))  # type: ignore[arg-type]
+        dead = _dead(graph, whole, names, live, times, seen)
         if dead is None or not bool(dead.any()):
             continue
         if bool(dead.all()):
             dead[0] = False
-        group = graph.get_pruning_group(layer, prune, dead.nonzero().flatten().tolist())
-        folds = [
-            (names[dep.target.module], torch.tensor(inputs))
-            for dep, inputs in group
-            if dep.target.module in names and _reads(graph, dep)
-        ]
-        cuts.append(_Cut(group.prune, folds))
+        for dep, numbers in _group(graph, layer, dead.nonzero().flatten().tolist()):
+            module, reads = dep.target.module, _reads(graph, dep)
+            if isinstance(module, (*MIXING, *NORMS)):
+                cuts.removals.setdefault((module, reads), (dep, set()))[1].update(numbers)
+            if reads:
+                cuts.folds.append((names[module], torch.tensor(numbers)))
     return cuts
 
 
@@ -141,28 +183,48 @@ def _reads(graph: Any, dep: Any) -> bool:
 
 
 def _dead(
-    graph: Any, group: Any, names: dict[nn.Module, str], live: Liveness, seen: set[str]
+    graph: Any, group: Any, names: dict[nn.Module, str], live: Liveness, times: Tensor, seen: set[str]
 ) -> Tensor | None:
     """Which channels of a group no layer of it needs, bool (out,) by the first layer's numbers; None for none."""
     dead = torch.ones(len(group[0].idxs), dtype=torch.bool)
+    own = live.channels.get(names[group[0].dep.target.module])
+    met = 0
     for item in group:
         module, index, roots = item.dep.target.module, torch.tensor(item.idxs), torch.tensor(item.root_idxs)
         name = names.get(module)
+        if not isinstance(module, (*MIXING, *NORMS)):
+            if name is not None or isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
+                return None
+            continue
+        assert name is not None
+        reads = _reads(graph, item.dep)
+        # The library may take one channel for another, as where the image itself is put beside features.
+        if own is None or not _same(live.channels.get(name), reads, index, own[1][roots]):
+            return None
+        met += len(index)
         if isinstance(module, MIXING):
-            assert name is not None
-            reads = _reads(graph, item.dep)
             if not reads:
                 seen.add(name)
             needs = (live.read if reads else live.needed).get(name)
-            # Not understood by one of the two, or only a part of the layer is meant, as behind a concatenation.
-            if needs is None or len(needs) != len(index) or len(set(item.idxs)) != len(index):
+            if needs is None or len(set(item.idxs)) != len(index):
                 return None
             dead[roots[needs[index]]] = False
-            continue
-        other = name is not None and not isinstance(module, NORMS)
-        if other or isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
-            return None
-    return dead
+    return dead if own is not None and met == int(times[torch.unique(own[1])].sum()) else None
+
+
+def _same(channels: tuple[Tensor, Tensor] | None, reads: bool, index: Tensor, expected: Tensor) -> bool:
+    """Whether a layer's inputs or outputs of these numbers are the channels that they are held for."""
+    if channels is None:
+        return False
+    mine = channels[0] if reads else channels[1]
+    return int(index.max()) < len(mine) and torch.equal(mine[index], expected)
+
+
+def _times(live: Liveness) -> Tensor:
+    """How often layers make or read each channel, by its number; batch-norm does both at once."""
+    made = [out for _, out in live.channels.values()]
+    read = [read for name, (read, _) in live.channels.items() if name in live.read]
+    return torch.bincount(torch.cat([*made, *read]))
 
 
 @torch.no_grad()

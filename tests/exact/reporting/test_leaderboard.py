@@ -184,10 +184,31 @@ def test_asked_stands_beside_achieved(tmp_path: Path) -> None:
     folder = benchmark(tmp_path)
     asked = [
         {"kind": "weight", "percent": 80.0, "achieved": 79.996},
-        {"kind": "row", "percent": 5.5, "achieved": 7.0},
+        {"kind": "row", "percent": 5.5, "achieved": 7.0, "binding": True},
+        {"kind": "weight", "percent": 98.1, "achieved": 97.8, "binding": False},
     ]
     dump(folder / "runs" / "a-0" / "sparsity.json", {**COUNTS, "asked": asked})
-    assert row(folder)["asked"] == "weight 80: 80.00; row 5.5: 7.00"
+    assert row(folder)["asked"] == "weight 80: 80.00; row 5.5: 7.00; weight 98.1 (goal): 97.80"
+
+
+def test_an_attack_on_the_prediction_has_the_share_left_unchanged(tmp_path: Path) -> None:
+    """Two of four predictions stand; ``worst`` counts what is classified right."""
+    folder = benchmark(tmp_path, labels=("own",))
+    settings = {"name": "pgd", "reference": "prediction"}
+    manifest = json.loads((folder / "benchmark.json").read_text())
+    dump(folder / "benchmark.json", {**manifest, "settings": {"own": settings}})
+    clean(folder, "a-0", [1, 0, 1, 0])
+    attack(folder, "a-0", "own", [1, 0, 1, 1], key={"attack": settings})
+    path = folder / "runs" / "a-0" / "outcomes" / "own.csv"
+    changed = [0, 2, 0, 1]  # clean predictions are all 0: two stand
+    pd.read_csv(path).assign(adv_pred=changed).to_csv(path, index=False)
+    r = row(folder)
+    assert r["status"] == "ok"
+    assert r["own"] == 50.0
+    assert r["worst"] == 50.0  # of the two right images none fell; the fourth became right, and never counts
+    pd.read_csv(path).drop(columns="adv_pred").to_csv(path, index=False)
+    with pytest.raises(UserError, match="no column 'adv_pred'"):
+        row(folder)
 
 
 def test_some_rows_are_ranked_among_themselves(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def table(*changes: str) -> dict[str, Any]:
     [
         (),
         ("attacks.pgd=pgd",),
+        ("shifts.noise=gaussian_noise",),
         ("seeds=[0, 1]",),
         ("runs.d={}",),
         ("threads=2",),

@@ -18,6 +18,7 @@ from defenses.robust.enresnet import EnResNet, Noise
 from robustbench_sparse.certificate.checks.sparsity_records import dead_channels_change_nothing
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.models import MODELS
+from robustbench_sparse.models.skips import SkipLayer
 from robustbench_sparse.runs.shrunk_file import widths_of
 from robustbench_sparse.shrinking import proven
 from robustbench_sparse.sparsity.shrink.surgery import Shrunk, shrink_network
@@ -29,6 +30,14 @@ PREACT: dict[str, Any] = {"depth": 8, "widths": (6, 8, 10)}
 # Name, settings, channels and size of the images; a size below 20 makes LeNet and ConvNet pad their convolutions.
 NETWORKS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "mlp": ("mlp", {"hidden": (24, 12)}, 1, 8),
+    "mlp_residual": ("mlp", {"hidden": (24, 24, 12, 12), "residual": 1.0}, 1, 8),
+    "dense_residual": ("dense_residual", {"layers": 4, "width": 24}, 1, 8),
+    "densenet": ("densenet", {"layers": 3, "growth": 5, "transition": 4}, 1, 8),
+    "densenet_batch_norm": (
+        "densenet",
+        {"layers": 3, "growth": 5, "transition": 4, "batch_norm": True, "pool": 2},
+        *(3, 8),
+    ),
     "mlp_sigmoid": ("mlp", {"hidden": (24, 12), "activation": "sigmoid"}, 1, 8),
     "lenet": ("lenet", {}, 1, 28),
     "lenet_padded": ("lenet", {}, 1, 8),
@@ -70,6 +79,8 @@ def settled(model: nn.Module) -> nn.Module:
                 m.bias.normal_(0.2, 0.3)
             elif isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None:
                 m.bias.normal_(0, 0.2)
+            elif isinstance(m, SkipLayer) and m.skip is not None:
+                m.skip.normal_()
     return model.eval()
 
 

@@ -1,0 +1,26 @@
+"""All figures of the command ``plot``: one import and one entry each."""
+
+from robustbench_sparse.reporting.figures.base import Drawing as Drawing
+from robustbench_sparse.reporting.figures.channels import Channels
+from robustbench_sparse.reporting.figures.features import Features
+from robustbench_sparse.reporting.figures.filters import Filters
+from robustbench_sparse.reporting.figures.layer import LayerPicture
+from robustbench_sparse.reporting.figures.neurons import Neurons
+from robustbench_sparse.reporting.figures.path import SettingPath
+from robustbench_sparse.reporting.figures.restored import Restored
+from robustbench_sparse.reporting.figures.skips import Skips
+from robustbench_sparse.reporting.figures.weights import Weights
+from robustbench_sparse.reporting.figures.widths import Widths
+
+FIGURES: dict[str, type[Drawing]] = {
+    "weights": Weights,
+    "channels": Channels,
+    "layer": LayerPicture,
+    "path": SettingPath,
+    "filters": Filters,
+    "features": Features,
+    "widths": Widths,
+    "skips": Skips,
+    "neurons": Neurons,
+    "images": Restored,
+}
