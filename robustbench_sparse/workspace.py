@@ -105,7 +105,9 @@ class Workspace:
                 # Of a process that was killed once training was stored.
                 place.checkpoint.unlink(missing_ok=True)
                 if place.lacks_snapshots():
-                    why = f"trained before its snapshots were asked for: delete {place.path} to train it again"
+                    why = (
+                        f"trained before its snapshots were asked for: delete {place.path} to train it again"
+                    )
                     self.show.note(f"{self._title(place)}: {why}")
             elif not self._adopted(place):
                 self._train_anew(run, place)

@@ -296,7 +296,9 @@ def test_assumption_5_holds_with_the_constant_used_here(delta: float) -> None:
 
 
 @pytest.mark.parametrize("delta", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("tau", [power(0.02, 0.0), power(0.1, 0.3), power(0.5, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "tau", [power(0.02, 0.0), power(0.1, 0.3), power(0.5, 1.0)], ids=["0.02", "0.1 k^-0.3", "0.5 k^-1"]
+)
 def test_theorem_11_the_recursion_of_distances(delta: float, tau: Callable[[int], float]) -> None:
     """(3.10), which asks nothing of the steps."""
     problem = Problem(delta=delta)
