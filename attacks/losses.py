@@ -76,6 +76,11 @@ def likeliest_wrong(logits: Tensor, y: Tensor, count: int) -> Tensor:
     return wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each restored image; (B, C, H, W) twice -> (B,)."""
+    return (outputs - targets).square().flatten(1).mean(1)
+
+
 # Keeps a ratio finite where the largest logits are equal, as those of a saturated output may be.
 SMALLEST_SPREAD = 1e-12
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

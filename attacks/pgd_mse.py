@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 from attacks.base import Attack, SampleRandom, Threat, check, input_gradient, logits_of
 from attacks.iterate import Best, random_start, steepest
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of each image; (B, C, H, W) twice -> (B,)."""
-    return (outputs - targets).square().flatten(1).mean(1)
+from attacks.losses import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)

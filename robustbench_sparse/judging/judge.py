@@ -137,24 +137,36 @@ class Judge:
         """Verdicts on the clean images: index, label, pred, correct (share of draws), forward."""
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-            pred, correct, finite = self.verdict(
-                x, y, SampleRandom.for_images(self.settings.seed, "clean", index.tolist())
-            )
-            table: pd.DataFrame = pd.DataFrame(
-                {
-                    "index": index.tolist(),
-                    "label": y.tolist(),
-                    "pred": pred.tolist(),
-                    "correct": [
-                        c if f else None for c, f in zip(correct.tolist(), finite.tolist(), strict=True)
-                    ],
-                    "forward": float(self.draws),
-                    "status": ["ok" if f else "nonfinite" for f in finite.tolist()],
-                }
-            )
-            return table
+            return self.records(index, x, y, names.CLEAN)
 
         return self._collect(names.CLEAN, self.key(None), judge, {})
+
+    def records(
+        self, index: Tensor, x: Tensor, y: Tensor, stream: str, seen: Tensor | None = None
+    ) -> pd.DataFrame:
+        """Verdicts on images as they are: index, label, pred, correct (share of draws), forward, status.
+
+        Args:
+            index: the images' positions in the data set, (B,).
+            x, y: images (B, C, H, W) and labels (B,).
+            stream: name of the random streams that a random network draws from.
+            seen: which images may have a verdict, bool (B,) on the CPU; all if None.
+        """
+        random = SampleRandom.for_images(self.settings.seed, stream, index.tolist())
+        pred, correct, judged = self.verdict(x, y, random)
+        if seen is not None:
+            judged = judged & seen
+        table: pd.DataFrame = pd.DataFrame(
+            {
+                "index": index.tolist(),
+                "label": y.tolist(),
+                "pred": pred.tolist(),
+                "correct": where(correct, judged),
+                "forward": float(self.draws),
+                "status": statuses(judged),
+            }
+        )
+        return table
 
     def attack(self, plan: AttackPlan) -> pd.DataFrame:
         """Verdicts under one attack, one row per image; ``docs/results_format.md`` has the columns."""
@@ -258,10 +270,6 @@ class Judge:
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self.verdict(candidate, y, random)
         judged = finite.cpu() & finite_out
-        status = [
-            "nonfinite" if not ok else "outside_ball" if far else "outside_box" if out else "ok"
-            for ok, far, out in zip(judged.tolist(), ball.tolist(), box.tolist(), strict=True)
-        ]
         delta = candidate - x
         distance = torch.where(correct <= 0.5, plan.threat.size(delta).cpu(), math.inf)
         far_correct = correct.clone()
@@ -281,9 +289,7 @@ class Judge:
                 "clean_pred": clean["pred"].tolist(),
                 "clean_correct": clean["correct"].tolist(),
                 "adv_pred": pred.tolist(),
-                "adv_correct": [
-                    c if ok else None for c, ok in zip(correct.tolist(), judged.tolist(), strict=True)
-                ],
+                "adv_correct": where(correct, judged),
                 "linf": Threat(norm="linf").size(delta).tolist(),
                 "l2": Threat(norm="l2").size(delta).tolist(),
                 "distance": distance.tolist(),
@@ -291,7 +297,7 @@ class Judge:
                 # Averages over the images of the batch that were attacked.
                 "forward": [0.0 if s else counter.forwards / count for s in skip.tolist()],
                 "backward": [0.0 if s else counter.backwards / count for s in skip.tolist()],
-                "status": status,
+                "status": statuses(judged, ball, box),
             }
         )
         return table, candidate
@@ -336,7 +342,7 @@ class Judge:
             "attack": {"label": names.CLEAN} if plan is None else plan.record(),
             "seed": self.settings.seed,
             "draws": self.draws,
-            "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
+            "test_images": images_key(self.data),
         }
         if plan is not None and plan.attack.batch_dependent:
             key["batch_size"] = self.settings.batch_size
@@ -354,6 +360,26 @@ class Judge:
         wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
         batches = self.data.ordered("test", self.settings.batch_size)
         return self.store.collect(wanted, batches, self.data.count("test"), judge)
+
+
+def images_key(data: PreparedData) -> str:
+    """Names the test images that are judged."""
+    return hashlib.sha256(data.test_indices.numpy().tobytes()).hexdigest()[:16]
+
+
+def where(values: Tensor, judged: Tensor) -> list[float | None]:
+    """The images' values (B,), None where there is no verdict."""
+    return [v if ok else None for v, ok in zip(values.tolist(), judged.tolist(), strict=True)]
+
+
+def statuses(judged: Tensor, ball: Tensor | None = None, box: Tensor | None = None) -> list[str]:
+    """What an outcome says of each image: judged or not, and whether the candidate had left ball or box; (B,) each."""
+    inside = torch.zeros_like(judged)
+    far, out = (inside if t is None else t for t in (ball, box))
+    return [
+        "nonfinite" if not ok else "outside_ball" if f else "outside_box" if o else "ok"
+        for ok, f, o in zip(judged.tolist(), far.tolist(), out.tolist(), strict=True)
+    ]
 
 
 def _merged(first: pd.DataFrame, again: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -6,7 +6,6 @@ back from its file. A crash or a value that is not finite leaves the image witho
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import SampleRandom, Threat, check_candidate, is_stochastic, noise_from
+from attacks.losses import squared_error
 from attacks.pgd_mse import AroundInput
 from robustbench_sparse.config.plan import AttackPlan, task_record
 from robustbench_sparse.data.prepared import PreparedData
@@ -23,8 +23,16 @@ from robustbench_sparse.engine.fast import logits_in_parts
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Progress
-from robustbench_sparse.judging.judge import BOX_SLACK, JudgeSettings, PassCounter, inside
-from robustbench_sparse.judging.similarity import check_ssim, psnr, squared_errors, ssim
+from robustbench_sparse.judging.judge import (
+    BOX_SLACK,
+    JudgeSettings,
+    PassCounter,
+    images_key,
+    inside,
+    statuses,
+    where,
+)
+from robustbench_sparse.judging.similarity import check_ssim, psnr, ssim
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcome_store import JudgesBatch, OutcomeStore, Wanted
 from robustbench_sparse.runs.provenance import code_of
@@ -85,11 +93,11 @@ class RestorationJudge:
             table: pd.DataFrame = pd.DataFrame(
                 {
                     "index": index.tolist(),
-                    "mse": _where(mse, finite),
-                    "psnr": _where(psnr(mse), finite),
-                    "ssim": _where(similarity, finite),
+                    "mse": where(mse, finite),
+                    "psnr": where(psnr(mse), finite),
+                    "ssim": where(similarity, finite),
                     "forward": float(self.draws),
-                    "status": ["ok" if f else "nonfinite" for f in finite.tolist()],
+                    "status": statuses(finite),
                 }
             )
             return table
@@ -123,17 +131,14 @@ class RestorationJudge:
         table: pd.DataFrame = pd.DataFrame(
             {
                 "index": index.tolist(),
-                "adv_mse": _where(mse, judged),
-                "adv_psnr": _where(psnr(mse), judged),
-                "adv_ssim": _where(similarity, judged),
+                "adv_mse": where(mse, judged),
+                "adv_psnr": where(psnr(mse), judged),
+                "adv_ssim": where(similarity, judged),
                 "linf": Threat(norm="linf").size(delta).tolist(),
                 "l2": Threat(norm="l2").size(delta).tolist(),
                 "forward": counter.forwards / len(x),
                 "backward": counter.backwards / len(x),
-                "status": [
-                    "nonfinite" if not ok else "outside_ball" if far else "outside_box" if out else "ok"
-                    for ok, far, out in zip(judged.tolist(), ball.tolist(), box.tolist(), strict=True)
-                ],
+                "status": statuses(judged, ball, box),
             }
         )
         return table
@@ -148,7 +153,7 @@ class RestorationJudge:
                 if outputs.shape != y.shape:
                     raise UserError(f"expected images of shape {tuple(y.shape)}, got {tuple(outputs.shape)}")
                 finite &= torch.isfinite(outputs).flatten(1).all(1).cpu()
-                error += squared_errors(outputs, y)
+                error += squared_error(outputs.double(), y.double()).cpu()
                 similarity += torch.tensor(ssim(outputs, y), dtype=torch.float64)
         return error / self.draws, similarity / self.draws, finite
 
@@ -160,7 +165,7 @@ class RestorationJudge:
             "attack": {"label": names.CLEAN} if plan is None else plan.record(),
             "seed": self.settings.seed,
             "draws": self.draws,
-            "test_images": hashlib.sha256(self.data.test_indices.numpy().tobytes()).hexdigest()[:16],
+            "test_images": images_key(self.data),
         }
         if plan is not None:
             key["code"] = code_of([plan.attack])
@@ -173,7 +178,3 @@ class RestorationJudge:
         wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
         batches = fixed_pairs(self.task, self.data, "test", self.settings.batch_size)
         return self.store.collect(wanted, batches, self.data.count("test"), judge)
-
-
-def _where(values: Tensor, known: Tensor) -> list[float | None]:
-    return [v if ok else None for v, ok in zip(values.tolist(), known.tolist(), strict=True)]

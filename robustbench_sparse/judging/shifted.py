@@ -58,26 +58,13 @@ class ShiftedJudge:
         return self.judge.store.collect(wanted, batches, data.count("test"), judge)
 
     def _part(self, plan: ShiftPlan, index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-        seed, images = self.judge.settings.seed, index.tolist()
-        shifted = plan.shift(x, SampleRandom.for_images(seed, f"shift/{plan.label}", images))
+        seed = self.judge.settings.seed
+        shifted = plan.shift(x, SampleRandom.for_images(seed, f"shift/{plan.label}", index.tolist()))
         seen = torch.isfinite(shifted).flatten(1).all(1).cpu()
-        random = SampleRandom.for_images(seed, f"judge/{plan.label}", images)
         try:
-            pred, correct, finite = self.judge.verdict(shifted, y, random)
+            return self.judge.records(index, shifted, y, f"judge/{plan.label}", seen)
         except UserError as e:  # of this shift alone: no reason to stop
             raise ValueError(str(e)) from None
-        judged = (finite & seen).tolist()
-        table: pd.DataFrame = pd.DataFrame(
-            {
-                "index": images,
-                "label": y.tolist(),
-                "pred": pred.tolist(),
-                "correct": [c if ok else None for c, ok in zip(correct.tolist(), judged, strict=True)],
-                "forward": float(self.judge.draws),
-                "status": ["ok" if ok else "nonfinite" for ok in judged],
-            }
-        )
-        return table
 
     def key(self, plan: ShiftPlan) -> dict[str, Any]:
         """Everything that determines an outcome's numbers."""

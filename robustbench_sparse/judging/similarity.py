@@ -22,11 +22,6 @@ def check_ssim() -> None:
         ) from None
 
 
-def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of each image in float64; (B, C, H, W) twice -> (B,) on the CPU."""
-    return (outputs.double() - targets.double()).square().flatten(1).mean(1).cpu()
-
-
 def psnr(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, of images whose values range over [0, 1]: -10 log10(mse); (B,)."""
     return -10 * torch.log10(mse)

@@ -40,6 +40,11 @@ def build_network(
     return model
 
 
+def has_weights(model: nn.Module) -> bool:
+    """Whether there is anything to train; the identity has nothing."""
+    return next(model.parameters(), None) is not None
+
+
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, its convolutions' weights channels-last: faster on CPUs and GPUs alike."""
     moved: nn.Module = model.to(device).to(memory_format=torch.channels_last)

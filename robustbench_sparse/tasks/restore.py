@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.base import NoiseSource, check
+from attacks.losses import squared_error
 from robustbench_sparse.tasks.base import Task
 
 
@@ -78,7 +79,7 @@ class Restore(Task):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error of each image, (B,)."""
-        return (outputs - targets).square().flatten(1).mean(1)
+        return squared_error(outputs, targets)
 
 
 def blurred(x: Tensor, size: int, sigma: float) -> Tensor:

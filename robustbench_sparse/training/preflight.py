@@ -14,7 +14,7 @@ from robustbench_sparse.config.plan import RunPlan
 from robustbench_sparse.data.bounded import available_memory
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.models.build import build_network
+from robustbench_sparse.models.build import build_network, has_weights
 
 
 def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> None:
@@ -33,6 +33,10 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
         _check_crops(run, data)
+        if not has_weights(model):
+            if run.defenses:
+                raise UserError(f"runs.{run.label}.defenses: expected none for a network without weights")
+            continue
         _check_optimizers(run, model)
         _check_memory(run, model, data)
         _check_stages(run, defenses, model, data, threat)
@@ -50,7 +54,7 @@ def _check_crops(run: RunPlan, data: PreparedData) -> None:
 
 def _check_optimizers(run: RunPlan, model: nn.Module) -> None:
     """UserError for an optimizer whose settings name parameters that are not there."""
-    for stage in run.stages if next(model.parameters(), None) is not None else ():
+    for stage in run.stages:
         try:
             stage.optimizer.build(model)
         except ValueError as e:
@@ -63,8 +67,6 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
     if free is None:
         return
     batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
-    if next(model.parameters(), None) is None:
-        return
     needed = needed_memory(model, batch, data.channels, data.size)
     needed += max(state_memory(stage.optimizer.build(model)) for stage in run.stages)
     if needed > free:
@@ -148,10 +150,6 @@ def _check_stages(
     run: RunPlan, defenses: Sequence[Defense], model: nn.Module, data: PreparedData, threat: Threat
 ) -> None:
     """Ask every defense about the stages it acts in."""
-    if next(model.parameters(), None) is None:
-        if run.defenses:
-            raise UserError(f"runs.{run.label}.defenses: expected none for a network without weights")
-        return
     for number, stage in enumerate(run.stages):
         s = Step(
             model,

@@ -26,7 +26,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import save_weights
 from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.foundation.streams import Streams, derive
-from robustbench_sparse.models.build import build_network, on_device
+from robustbench_sparse.models.build import build_network, has_weights, on_device
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.counting import count_layers, shares_of
@@ -90,7 +90,7 @@ class Trainer:
 
     def train(self) -> Trained:
         """Train every stage to its end; returns the chosen weights, or why training diverged."""
-        if next(self.model.parameters(), None) is None:
+        if not has_weights(self.model):
             self.trained.weights = self.trained.last_weights = self.model.state_dict()
             return self.trained  # a network without weights, such as the identity, is what it is
         reached = self.checkpoint.read()

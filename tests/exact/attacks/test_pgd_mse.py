@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGDMse, SampleRandom, Threat
-from attacks.pgd_mse import AroundInput, squared_error
+from attacks.losses import squared_error
+from attacks.pgd_mse import AroundInput
 
 
 def pictures(count: int = 6) -> tuple[Tensor, Tensor]:
