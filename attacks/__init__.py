@@ -18,6 +18,7 @@ from attacks.pgd import PGD
 from attacks.pgd_clip import PGDClip
 from attacks.pgd_mse import PGDMse
 from attacks.random_search import RandomSearch
+from attacks.smoothed import Smoothed
 from attacks.square import Square
 from attacks.transfer import Transfer
 
@@ -37,6 +38,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "pgd_clip": PGDClip,
     "pgd_mse": PGDMse,
     "random_search": RandomSearch,
+    "smoothed": Smoothed,
     "square": Square,
     "transfer": Transfer,
 }
@@ -59,6 +61,7 @@ __all__ = [
     "PGDClip",
     "RandomSearch",
     "SampleRandom",
+    "Smoothed",
     "Square",
     "Threat",
     "Transfer",

@@ -38,15 +38,16 @@ class APGD(Attack):
         reference: see :class:`attacks.base.Attack`.
         steps: gradient steps per path, the paper's N_iter.
         restarts: paths per image (and class, with ``dlr_targeted``), each from a random point of its own.
-        loss: what is ascended: ``ce``, ``margin``, ``dlr`` (at least 3 classes), or ``dlr_targeted`` (at least 4):
-            paths towards the likeliest wrong classes one after another; any wrong class counts as success.
+        loss: what is ascended: ``ce``, ``margin``, ``pma`` (the margin of the probabilities), ``dlr`` (at least 3
+            classes), or ``dlr_targeted`` (at least 4): paths towards the likeliest wrong classes one after another;
+            any wrong class counts as success.
         eot: gradients and losses averaged per step when the network is random; 1 pass otherwise.
         targets: number of wrong classes that ``dlr_targeted`` tries; unused with other losses.
     """
 
     steps: int = 100
     restarts: int = 1
-    loss: Literal["ce", "dlr", "dlr_targeted", "margin"] = "ce"
+    loss: Literal["ce", "dlr", "dlr_targeted", "margin", "pma"] = "ce"
     eot: int = 1
     targets: int = 9
 
@@ -54,7 +55,7 @@ class APGD(Attack):
         super().__post_init__()
         check(self.steps >= 1, "steps", "an integer >= 1", self.steps)
         check(self.restarts >= 1, "restarts", "an integer >= 1", self.restarts)
-        losses = ("ce", "dlr", "dlr_targeted", "margin")
+        losses = ("ce", "dlr", "dlr_targeted", "margin", "pma")
         check(self.loss in losses, "loss", " or ".join(losses), self.loss)
         check(self.eot >= 1, "eot", "an integer >= 1", self.eot)
         check(self.targets >= 1, "targets", "an integer >= 1", self.targets)

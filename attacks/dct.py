@@ -74,7 +74,7 @@ class DCT(Attack):
         steps: gradient steps.
         step_size: the alpha above, in pixel units; None means 2.5 * eps / steps.
         frequencies: coefficients kept along each axis, the lowest ones; an image smaller than this keeps all.
-        loss: what is ascended: ``ce`` (cross-entropy) or ``margin``.
+        loss: what is ascended: ``ce`` (cross-entropy), ``margin``, ``dlr`` or ``pma``.
         eot: gradients averaged per step when the network is random; 1 pass otherwise.
         random_start: start at the low-frequency part of a uniformly random point of the ball; false starts at the
             clean image.

@@ -21,7 +21,7 @@ class FGSM(Attack):
     Args:
         target: see :class:`attacks.base.Attack`.
         reference: see :class:`attacks.base.Attack`.
-        loss: ``ce`` (cross-entropy, the paper's) or ``margin``.
+        loss: ``ce`` (cross-entropy, the paper's), ``margin``, ``dlr`` or ``pma``.
         eot: gradients averaged when the network is random; 1 pass otherwise.
     """
 

@@ -37,7 +37,7 @@ class IFGSM(Attack):
         steps: the paper's M.
         step_size: the paper's alpha, in pixel units; None means 2.5 * eps / steps (Madry et al. 2018, app. A), which
             lets the path reach the boundary of the ball from anywhere in it and move along it.
-        loss: what is ascended: ``ce`` (cross-entropy, the papers') or ``margin``.
+        loss: what is ascended: ``ce`` (cross-entropy, the papers'), ``margin``, ``dlr`` or ``pma``.
         eot: gradients averaged per step when the network is random; 1 pass otherwise.
         momentum: MI-FGSM's mu, the decay of the accumulated l1-normalised gradients; 0 uses the last gradient alone.
         keep: ``last`` returns the last point, as the papers do; ``best`` the point of the largest margin on the way,

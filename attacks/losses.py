@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.base import Loss, check
 
-LossName = Literal["ce", "margin", "dlr"]
+LossName = Literal["ce", "margin", "dlr", "pma"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -65,6 +66,29 @@ def dlr_targeted(logits: Tensor, y: Tensor, goal: Tensor) -> Tensor:
     return lead(logits, y, goal) / spread
 
 
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} p_k - p_y of the softmax p: the probability margin attack (PMA, https://arxiv.org/abs/2411.15210).
+
+    With S = log sum_{k != y} exp Z_k - Z_y and q the softmax of the wrong classes alone it is
+    (1 + max q) sigmoid(S) - 1. Where p_y rounds to 1, the softmax's own gradient is lost to cancellation; that of this
+    form is not.
+
+    Args:
+        logits: (B, K), K >= 2.
+        y: labels (B,).
+
+    Returns:
+        The loss (B,) in [-1, 1], positive exactly where the image is misclassified; of the logits' type, computed in
+        float64.
+    """
+    wide = logits.double()
+    own = wide.gather(1, y[:, None]).squeeze(1)
+    wrong = wide.scatter(1, y[:, None], -math.inf)
+    total = wrong.logsumexp(1)
+    share = (wrong.amax(1) - total).exp()
+    return ((1 + share) * torch.sigmoid(total - own) - 1).to(logits.dtype)
+
+
 def lead(logits: Tensor, y: Tensor, goal: Tensor) -> Tensor:
     """Z_goal - Z_y: how far one class is ahead of another; logits (B, K), y (B,), goal (B,) -> (B,)."""
     return (logits.gather(1, goal[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
@@ -83,7 +107,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 # Keeps a ratio finite where the largest logits are equal, as those of a saturated output may be.
 SMALLEST_SPREAD = 1e-12
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "pma": probability_margin}
 
 
 def loss_towards(name: LossName, towards: bool) -> Loss:

@@ -97,7 +97,8 @@ class NAttack(Attack):
         z = torch.cat([mu[:, None], mu[:, None] + self.sigma * e], 1)
         clean = x[:, None].expand_as(z).flatten(0, 1)
         points = threat.project(((z.tanh() + 1) / 2).flatten(0, 1), clean).view(z.shape)
-        f = margins_of(model, points, goal, loss, random, self.eot)
+        # In the images' type: the scores of a network that answers in half precision are summed like any others.
+        f = margins_of(model, points, goal, loss, random, self.eot).to(x.dtype)
         best.update(rows, points[:, 0], f[:, 0])
         f, points = f[:, 1:], points[:, 1:]
         top = to_show(f)

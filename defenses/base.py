@@ -1,4 +1,4 @@
-"""The defense interface: seven optional hooks around one training step, and the state they see.
+"""The defense interface: optional hooks around one training step, and the state they see.
 
 A defense is a frozen, keyword-only dataclass whose fields are its settings. What it keeps between steps
 (multipliers, pairs, auxiliary variables) lives in ``self.memory``, so that saving and resuming is one rule
@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.base import Threat, check
 
 Make = Callable[[], nn.Module]
 Log = dict[str, float]
 Layers = Literal["conv", "linear", "all"]
+Precision = Literal["fp32", "bf16"]
 Kind = Literal["weight", "channel", "kernel", "row"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ZERO_CHANNEL = 1e-15  # a channel of smaller l2 norm counts as zero (Dinh 4.2.3)
@@ -65,15 +67,29 @@ class Step:
         epoch: number of the epoch within its stage, from 0; ``epochs`` is the stage's length.
         step: number of optimizer steps taken in this run so far.
         steps_per_epoch: minibatches of one epoch.
+        minibatch: number of the minibatch within its epoch, from 0.
         x: the minibatch of images trained on, (B, C, H, W) in [0, 1]; y: its labels, (B,).
+        outputs: the network's outputs on ``x``, (B, ...): with their graph when ``criterion`` and ``penalty`` are
+            asked, without it from ``after_backward`` to the end of the step, and None before the forward pass.
+        forward: a further pass of images (B, C, H, W) through the network as it is trained: in the stage's
+            precision, compiled where it says so; see ``forward_of``. None means the network itself.
+        objective: gives the training loss on the present minibatch, a scalar with its graph, in the network's training
+            mode: the task's loss or that of ``criterion``, and the penalties of those defenses that are
+            ``repeatable``. Nothing remembers that it was asked: batch-norm statistics and ``outputs`` stay as they
+            are. It may be asked in ``before_forward``; None where a loop has none.
         lr: learning rate of the current step.
         fast: makes a copy of the network as it is now, in eval mode, that is quick to attack and has gradients for
             its input only; None where the network itself is as quick.
+        quick: as ``fast``, also where the stage runs in float32, and in a precision: ``fp32``, ``bf16`` or the stage's
+            (None). It gives the network's own answers but for rounding. None where a loop makes no copies.
         fresh: makes another network of this kind on the CPU, its weights drawn as those of this one were, but from the
             generator given; None where nothing can.
+        tell: shows the user a line; None where nobody looks.
         train_accuracy: share of the epoch's training images classified right, in [0, 1]; from ``end_epoch``
             on.
         val_accuracy: the same on the validation part, with the deployed network.
+        val_adversarial_accuracy: that of the deployed network on the validation part under attack, in [0, 1]; NaN
+            where nothing asked for it, see ``Defense.needs_robust_validation``.
         sparsity: percentages of zero weights, channels, kernels and rows of the deployed network, by the names
             ``weight_sparsity`` and so on; None where there is nothing of the kind. Fresh from ``end_epoch`` on.
     """
@@ -88,13 +104,20 @@ class Step:
     epochs: int = 1
     step: int = 0
     steps_per_epoch: int = 1
+    minibatch: int = 0
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    outputs: Tensor | None = None
+    forward: Callable[[Tensor], Tensor] | None = None
+    objective: Callable[[], Tensor] | None = None
     lr: float = 0.0
     fast: Callable[[], nn.Module] | None = None
+    quick: Callable[[Precision | None], nn.Module] | None = None
     fresh: Callable[[torch.Generator], nn.Module] | None = None
+    tell: Callable[[str], None] | None = None
     train_accuracy: float = float("nan")
     val_accuracy: float = float("nan")
+    val_adversarial_accuracy: float = float("nan")
     sparsity: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -106,10 +129,16 @@ class Defense:
 
     Attributes:
         sparsifies: the deployed network has zeros on account of this defense; without it, it would be dense.
+        owns_mask: it alone decides which weights of a stage are zero: nothing that ``sparsifies`` may act beside it.
+        repeatable: ``penalty`` is of the answers to the images, and asking it twice for one minibatch changes nothing.
+        needs_attack: it means something only beside a defense that attacks the training images.
         tasks: what the networks that it is for are trained for: ``classify``, or ``restore`` images.
     """
 
     sparsifies: ClassVar[bool] = False
+    owns_mask: ClassVar[bool] = False
+    repeatable: ClassVar[bool] = False
+    needs_attack: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("classify", "restore")
     memory: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -117,6 +146,11 @@ class Defense:
     def passes(self) -> int:
         """Gradient passes that ``perturb`` sends every minibatch through."""
         return 0
+
+    @property
+    def needs_robust_validation(self) -> bool:
+        """Whether ``end_epoch`` reads ``Step.val_adversarial_accuracy``."""
+        return False
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError when this defense cannot work on such a network (weights may be on "meta")."""
@@ -143,12 +177,28 @@ class Defense:
         """Return the images to train on in place of ``s.x``. At most one defense of a stage writes this."""
         return s.x
 
+    def before_forward(self, s: Step) -> None:
+        """The images to train on stand in ``s.x``, the network has not seen them yet.
+
+        The weights may be moved here for the length of the pass, if ``after_backward`` puts them back.
+        """
+
+    def criterion(self, s: Step) -> Tensor | None:
+        """A scalar that takes the place of the task's loss, or None to leave that in place.
+
+        At most one defense of a stage writes this. ``s.outputs`` are the network's. Asking twice changes nothing.
+        """
+        return None
+
     def penalty(self, s: Step) -> Tensor | None:
         """A scalar added to the loss, or None for nothing (which leaves the loss untouched, bit for bit).
 
         Called after the training batch's forward pass: until backward() batch-norm statistics stay put.
         """
         return None
+
+    def after_backward(self, s: Step) -> None:
+        """Gradients are there; no ``before_step`` has run yet. What ``before_forward`` moved is put back here."""
 
     def before_step(self, s: Step) -> None:
         """Gradients are there, the optimizer has not stepped yet."""
@@ -223,6 +273,11 @@ def _weights_of(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Tensor]:
     }
 
 
+def forward_of(s: Step) -> Callable[[Tensor], Tensor]:
+    """The network's pass as in training: ``s.forward``, or the network itself where a loop gives none."""
+    return s.model if s.forward is None else s.forward
+
+
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Run a block with the network in eval mode, and every module's mode put back afterwards.
@@ -236,3 +291,18 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@contextmanager
+def unrecorded_statistics(model: nn.Module) -> Iterator[None]:
+    """Run a block in which batch-norm layers keep no record of what they see; in training mode nothing else changes."""
+    layers = [
+        m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
+    try:
+        for m in layers:
+            m.track_running_stats = False
+        yield
+    finally:
+        for m in layers:
+            m.track_running_stats = True

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from attacks.transfer import NOISE_OFF, Transfer
+from robustbench_sparse.config.dense_twins import with_widths
 from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.config.yaml_reader import read as read_yaml
@@ -21,11 +22,13 @@ from robustbench_sparse.foundation.devices import choose_device, cpu_threads
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist
 from robustbench_sparse.foundation.files import locked
 from robustbench_sparse.foundation.progress import Progress, Silent
+from robustbench_sparse.pool import jobs_for, run_rows
 from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import variants
 from robustbench_sparse.runs.manifest import check_run_folder
+from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.training.preflight import check_runs
-from robustbench_sparse.workers import Request, jobs_for, run_rows
+from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
 
 TABLE_SHARE = 20  # the table on disk is renewed once the rows took so many times as long as making it
@@ -89,9 +92,11 @@ def run_benchmark(
     plan = variants.named(plan, base, extra, variant)
     folder = Path(out) / plan.config.name
     plan = variants.fitting(folder, plan, replace=replace)
-    runs = _chosen(plan, only)
+    _chosen(plan, only)
     target = choose_device(device)
     dataset = load_dataset(plan.dataset, data_root)
+    plan = with_widths(plan, **images_of(dataset))
+    runs = _chosen(plan, only)
     data = plan.prepare(dataset, target)
     _check_fit(config, runs, data, plan)
     _check_sources(plan)

@@ -7,29 +7,27 @@ process that started it, however that ended. A row's numbers are the same whiche
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from robustbench_sparse.config.dense_twins import with_widths
 from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.devices import choose_device, cpu_threads
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.processes import command, environment, last_words
-from robustbench_sparse.foundation.progress import Progress, Task
+from robustbench_sparse.foundation.progress import Task
 from robustbench_sparse.runs.manifest import table_of
+from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.workspace import Workspace
 
 _PAUSE_S = 0.1  # between two reports of one bar
@@ -95,126 +93,6 @@ class Request:
         evaluation = plan.config.evaluation.model_copy(update={"certificate": self.certificate})
         update = {"name": Path(self.folder).name, "evaluation": evaluation}
         return replace(plan, config=plan.config.model_copy(update=update))
-
-
-def jobs_for(plan: Plan, rows: int, device: str) -> int:
-    """How many rows go side by side where the user leaves it open.
-
-    One, unless the config says how many threads a row takes: that number is part of how its sums are rounded.
-    """
-    threads = plan.config.threads
-    if threads is None or device != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(rows, cores // threads))
-
-
-def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
-    """Work on all rows in so many processes; yields whenever one row is done.
-
-    Raises:
-        UserError: what a worker raised, or that it ended without a word. The others are stopped.
-    """
-    events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
-    rows = iter(work.longest_first())
-    with tempfile.TemporaryDirectory() as locks:
-        start = {"request": asdict(replace(request, locks=locks)), "table": table_of(work.plan)}
-        workers: list[_Worker] = []
-        bars: dict[tuple[int, int], Task] = {}
-        try:
-            workers += (_Worker(number, start, events) for number in range(jobs))
-            busy = {w.number for w in workers if w.give(next(rows, None))}
-            while busy:
-                number, event = events.get()
-                kind = event.pop("event")
-                if kind == "done":
-                    busy.discard(number)
-                    yield
-                    if workers[number].give(next(rows, None)):
-                        busy.add(number)
-                elif kind == "error":
-                    raise UserError(event["text"])
-                elif kind == "end":
-                    raise UserError(f"{work.folder}: a process ended: {event['text']}")
-                else:
-                    _display(work.show, bars, number, kind, event)
-        finally:
-            for bar in bars.values():
-                bar.close()
-            for worker in workers:
-                worker.stop()
-
-
-def _display(
-    show: Progress, bars: dict[tuple[int, int], Task], number: int, kind: str, event: Mapping[str, Any]
-) -> None:
-    if kind == "note":
-        show.note(event["text"])
-        return
-    key = number, int(event["bar"])
-    if kind == "start":
-        bars[key] = show.start(event["title"], event["total"], event["unit"], event["done"])
-    elif kind == "advance":
-        bars[key].advance(event["amount"], event["info"])
-    else:
-        bars.pop(key).close()
-
-
-class _Worker:
-    """One process, as the one that started it sees it."""
-
-    def __init__(
-        self, number: int, start: Mapping[str, Any], events: queue.Queue[tuple[int, dict[str, Any]]]
-    ) -> None:
-        self.number = number
-        self._said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed by ``stop``)
-        self._process = subprocess.Popen(
-            command("robustbench_sparse.workers"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=environment(),
-        )
-        self._write(start)
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
-
-    def give(self, row: tuple[Any, int] | None) -> bool:
-        """Let it work on a row; False where there is none."""
-        if row is None:
-            return False
-        self._write({"run": row[0].label, "seed": row[1]})
-        return True
-
-    def stop(self) -> None:
-        """End it, wherever it is: what it writes is whole or not there."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was not yet written to a process that is gone
-                    stream.close()
-        self._said.close()
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(value) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it has ended, and ``_listen`` says so
-            return
-
-    def _listen(self, events: queue.Queue[tuple[int, dict[str, Any]]]) -> None:
-        assert self._process.stdout is not None
-        try:
-            for line in self._process.stdout:
-                events.put((self.number, json.loads(line)))
-            code = self._process.wait()
-            self._said.seek(0)
-            said = self._said.read().decode(errors="replace")
-        except ValueError:  # closed by ``stop``
-            return
-        events.put((self.number, {"event": "end", "text": last_words(said, code)}))
 
 
 # In the worker ------------------------------------------------------------------------------------------
@@ -290,6 +168,7 @@ def main() -> None:
         if table_of(plan) != start["table"]:
             raise UserError(f"{request.config}: has changed since the benchmark was started")
         dataset = load_dataset(plan.dataset, request.data_root)
+        plan = with_widths(plan, **images_of(dataset))
         data = plan.prepare(dataset, choose_device(request.device))
         by_label = {run.label: run for run in plan.runs}
         chosen = [by_label[label] for label in request.only]

@@ -132,6 +132,9 @@ class Workspace:
         title = self._title(place)
         for name in variants.changed_code(self.folder, place.facts["record"], run.label, place.seed):
             self.show.note(f"{title}: the code of {name} has changed since it was trained: trained anew")
+        if run.twin is not None:
+            weights = f"{run.twin.weights} weights for the {run.twin.left} that it has left"
+            self.show.note(f"{title}: dense twin of {run.twin.of}: {weights}")
         place.prepare(self.data.device)
         threat = self.plan.threat
         trainer = Trainer(run, self.data, threat, place.seed, place.checkpoint, self.show, title)

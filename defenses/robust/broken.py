@@ -33,7 +33,7 @@ How = Literal[
     "constant_gradient",
     "jpeg",
 ]
-_ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.GELU, nn.Softplus, nn.LeakyReLU)
+ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.GELU, nn.Softplus, nn.LeakyReLU)
 
 # Quantisation tables for quality 50: ITU-T T.81 (1992), Annex K, tables K.1 (luminance) and K.2 (chrominance).
 LUMINANCE = (
@@ -354,7 +354,7 @@ class Broken(Defense):
 
     def check(self, model: nn.Module) -> None:
         """k-winners-take-all needs activation modules to stand in for."""
-        if self.how == "k_wta" and not any(isinstance(m, (KWinners, *_ACTIVATIONS)) for m in model.modules()):
+        if self.how == "k_wta" and not any(isinstance(m, (KWinners, *ACTIVATIONS)) for m in model.modules()):
             raise ValueError(
                 "how: expected a network with activation modules such as nn.ReLU, which k_wta replaces, got "
                 f"{type(model).__name__} without any"
@@ -392,7 +392,7 @@ class Broken(Defense):
 
 def _with_winners(module: nn.Module, share: float) -> nn.Module:
     """Replace every activation of a network, in place; an activation itself comes back replaced."""
-    if isinstance(module, _ACTIVATIONS):
+    if isinstance(module, ACTIVATIONS):
         return KWinners(share)
     for name, child in list(module._modules.items()):  # a child under two names is met under both
         if child is not None:

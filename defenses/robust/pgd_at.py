@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from attacks.base import Norm, Threat, check
+from attacks.base import check
 from attacks.losses import LOSSES, LossName
 from attacks.pgd import PGD
-from defenses.base import Defense, Step, frozen_statistics
+from defenses.base import Step
+from defenses.robust.attacking import Attacking, attacked, scaled
 from defenses.robust.draws import BatchRandom
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDAT(Defense):
+class PGDAT(Attacking):
     """Adversarial training: every minibatch is replaced by its PGD adversarial examples.
 
     min_w E max_{||d|| <= eps} L(x + d, y) (Dinh 4.2.3). The examples are the last points of one PGD path from
     a random start, as published. With radius 0 this is natural training.
 
+    Further settings (``norm``, ``eps``, ``eps_warm_up``) are those of :class:`defenses.robust.attacking.Attacking`.
+
     Args:
-        norm: ``linf`` or ``l2``; None takes the benchmark's threat. A norm needs an ``eps`` beside it.
-        eps: radius of the ball in pixel units, >= 0; None takes the benchmark's.
         steps: PGD's M, >= 1.
         step_size: PGD's alpha in pixel units; None means 2.5 * eps / steps.
         random_start: start at a uniformly random point of the ball.
@@ -37,9 +34,6 @@ class PGDAT(Defense):
             training mode; off uses the running ones, as at test time. Neither changes the running ones.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classify",)
-    norm: Norm | None = None
-    eps: float | None = None
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -48,9 +42,7 @@ class PGDAT(Defense):
     batch_statistics: bool = False
 
     def __post_init__(self) -> None:
-        check(self.norm in (None, "linf", "l2"), "norm", "'linf', 'l2' or null", self.norm)
-        check(self.eps is None or self.eps >= 0, "eps", "a number >= 0 or null", self.eps)
-        check(self.norm is None or self.eps is not None, "eps", "a radius beside norm", self.eps)
+        super().__post_init__()
         check(self.loss in LOSSES, "loss", " or ".join(LOSSES), self.loss)
         self.attack()  # checks the settings it shares with PGD, by the same names
 
@@ -70,47 +62,20 @@ class PGDAT(Defense):
         """Gradient passes per minibatch."""
         return 0 if self.eps == 0 else self.attack().passes
 
-    def threat(self, benchmark: Threat) -> Threat:
-        """The ball trained against: the benchmark's where a setting is None."""
-        norm = benchmark.norm if self.norm is None else self.norm
-        return Threat(norm=norm, eps=benchmark.eps if self.eps is None else self.eps)
-
     def check_stage(self, s: Step) -> None:
         """Refuse a ball the attack cannot work in, such as an infinite one with a random start."""
-        threat = self.threat(s.threat)
-        self.attack().check_threat(threat)
-        # Pixels lie in [0, 1]: beyond 1, l_inf bounds nothing, and 8 / 255 is what is meant by 8.
-        fine = threat.norm != "linf" or not 1 < threat.eps < math.inf
-        check(fine, "eps", "at most 1 for linf, in units of the pixel range (8/255, not 8)", threat.eps)
-
-    def begin(self, s: Step) -> None:
-        """As ``check_stage``."""
-        self.check_stage(s)
+        self.attack().check_threat(self.threat(s.threat))
+        super().check_stage(s)
 
     def perturb(self, s: Step) -> Tensor:
         """PGD on the current network; draws starts and network noise from this defense's stream."""
-        threat = self.threat(s.threat)
+        threat, attack = self.threat(s.threat), self.attack()
         if threat.eps == 0:
             return s.x
-        # run() and not the call: its checks read values back from the device, which would wait for it.
-        attack, random = self.attack().run, BatchRandom(s.generator, len(s.x))
-        if s.fast is not None and not self.batch_statistics:
-            return attack(s.fast(), s.x, s.y, threat, random).detach()
-        statistics = _batch_statistics if self.batch_statistics else frozen_statistics
-        with statistics(s.model):
-            return attack(s.model, s.x, s.y, threat, random).detach()
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Eval mode in which batch-norm layers normalise by the batch's statistics and keep no record of them."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    running = [(m.running_mean, m.running_var) for m in layers]
-    with frozen_statistics(model):
-        try:
-            for m in layers:  # without running statistics there is nothing to use or to update
-                m.running_mean = m.running_var = None
-            yield
-        finally:
-            for m, (mean, var) in zip(layers, running, strict=True):
-                m.running_mean, m.running_var = mean, var
+        share = self.grown(s)
+        if attack.step_size is not None and share < 1:
+            attack = dataclasses.replace(attack, step_size=share * attack.step_size)
+        random = BatchRandom(s.generator, len(s.x))
+        with attacked(s, self.batch_statistics) as network:
+            # run() and not the call: its checks read values back from the device, which would wait for it.
+            return attack.run(network, s.x, s.y, scaled(threat, share), random).detach()

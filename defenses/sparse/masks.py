@@ -42,6 +42,11 @@ def smallest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
 
 
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` largest scores of one tensor: exactly as many, of equals the first ones; bool, its shape."""
+    return smallest([-scores], count)[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masked(Defense):
     """Base of what holds zeros: ``keep`` is called once they are chosen, and from then on they stay.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse.cli import plotting, reading, sparsity, studies
+from robustbench_sparse.cli import plotting, quantising, reading, sparsity, studies
 from robustbench_sparse.cli.common import (
     Changes,
     DataRoot,
@@ -321,7 +321,7 @@ def list_(
 
 for _verb in (
     reading.check, reading.compare, reading.explain, reading.curve, reading.history,
-    sparsity.sparsity, sparsity.shrink, plotting.plot, studies.study,
+    sparsity.sparsity, sparsity.shrink, quantising.quantise, plotting.plot, studies.study,
 ):  # fmt: skip
     app.command()(guarded(_verb))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from attacks.base import Attack
 from attacks.transfer import NOISE_OFF, Transfer
 from defenses import DEFENSES
 from defenses.base import Defense, overrides
-from robustbench_sparse.config import yaml_reader
+from robustbench_sparse.config import dense_twins, yaml_reader
 from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved, restored_columns
 from robustbench_sparse.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
 from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, ShiftPlan, StagePlan
@@ -77,7 +78,7 @@ class _Where:
     def _schema_error(self, cls: Any, errors: Any, path: Sequence[str | int]) -> UserError:
         # A union reports one error per branch: the deepest path is the one that says something.
         first = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
-        loc = tuple(p for p in first["loc"] if p not in ("str", "dict[str,any]"))
+        loc = tuple(p for p in first["loc"] if p not in ("str", "dict[str,any]", "TwinConfig"))
         if first["type"] == "extra_forbidden":
             known = _fields_at(cls, loc[:-1])
             return self.error(
@@ -190,7 +191,7 @@ def resolve(
     task: Task = where.build(TASKS, _named(config.task), "task", base, ("task",))
     attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
     shifts = [_shift(where, label, entry, config) for label, entry in config.shifts.items()]
-    runs = [_run(where, label, run, config, task) for label, run in config.runs.items()]
+    runs = [_row(where, label, config, task) for label in config.runs]
     check_task(task, config, attacks, runs, where.error)
     for planned in attacks:
         if isinstance(planned.attack, Transfer):
@@ -257,6 +258,24 @@ def _check_source(where: _Where, label: str, source: str, runs: Sequence[str]) -
     )
 
 
+def _row(where: _Where, label: str, config: BenchmarkConfig, task: Task) -> RunPlan:
+    """A row as the file has it, or the dense twin of another one."""
+    own = config.runs[label]
+    if own.dense_twin is None:
+        return _run(where, label, own, config, task)
+    twin = dense_twins.asked(label, config, where.error)
+    other = config.runs[twin.of]
+    sparse = _run(where, twin.of, other, config, task)
+    dense_twins.check_row(label, sparse, where.error)
+    kept = [d for d, plan in zip(other.defenses, sparse.defenses, strict=True) if not plan.build().sparsifies]
+    train = merge(other.train, own.train)
+    run = _run(where, label, RunConfig(model=other.model, defenses=kept, train=train), config, task)
+    optimizer = _named(config.train.get("optimizer", "sgd"))
+    build = functools.partial(where.build, OPTIMIZERS, optimizer, "optimizer", OptimizerSpec)
+    stages = dense_twins.dense_stages(run, optimizer, lambda: build(("train", "optimizer")), where.error)
+    return dataclasses.replace(run, stages=stages, twin=twin)
+
+
 def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig, task: Task) -> RunPlan:
     path: tuple[str, ...] = ("runs", label)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", label) or len(label) > MOST_NAME:
@@ -296,11 +315,7 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig, tas
         _defense(where, _named(d), (*path, "defenses", i), len(stages)) for i, d in enumerate(run.defenses)
     ]
     for number in range(len(stages)):
-        attackers = [d.name for d in defenses if d.acts_in(number) and overrides(d.build(), "perturb")]
-        if len(attackers) > 1:
-            raise where.error(
-                (*path, "defenses"), f"at most one defense may replace the images, got {attackers}"
-            )
+        _check_together(where, [d for d in defenses if d.acts_in(number)], (*path, "defenses"))
     stages = [_with_selection(stage, number, defenses) for number, stage in enumerate(stages)]
     chosen = next((s.selection for s in stages if s.selection != "last"), None)
     if config.validation == 0 and chosen:
@@ -308,6 +323,24 @@ def _run(where: _Where, label: str, run: RunConfig, config: BenchmarkConfig, tas
             ("validation",), f"selection '{chosen}' needs a validation part: expected validation > 0, got 0"
         )
     return RunPlan(label, entry["name"], model, defenses, stages, task)
+
+
+def _check_together(where: _Where, acting: Sequence[DefensePlan], path: Sequence[str | int]) -> None:
+    """What the defenses of one stage cannot do beside each other."""
+    built = [(plan.name, plan.build()) for plan in acting]
+    for hook, what in (("perturb", "the images"), ("criterion", "the task's loss")):
+        names = [name for name, defense in built if overrides(defense, hook)]
+        if len(names) > 1:
+            raise where.error(path, f"at most one defense may replace {what}, got {names}")
+    makers = [name for name, defense in built if defense.sparsifies]
+    owner = next((name for name, defense in built if defense.owns_mask), None)
+    if owner is not None and len(makers) > 1:
+        raise where.error(path, f"{owner} alone may make zeros in its stages, got {makers}")
+    attacked = any(defense.passes > 0 for _, defense in built)
+    for name, defense in built:
+        if defense.needs_attack and not attacked:
+            problem = f"{name} needs a defense beside it that attacks the training images"
+            raise where.error(path, f"{problem}, got {[name for name, _ in built]}")
 
 
 def _with_selection(stage: StagePlan, number: int, defenses: Sequence[DefensePlan]) -> StagePlan:

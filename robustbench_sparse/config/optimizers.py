@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -244,6 +245,70 @@ class OneCycle(ScheduleSpec):
         return Schedule(scheduler, per_step=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cyclic(ScheduleSpec):
+    """The learning rate rises in a straight line to its maximum and falls in another to nothing, step by step.
+
+    Of fast adversarial training (Wong et al. 2020, arXiv:2001.03994: ``peak`` 0.4 on MNIST, 0.5 on CIFAR-10; so do de
+    Jorge et al., arXiv:2202.01181). The optimizer's lr is the maximum. Step t of T, from 1, has the value at t / (T +
+    1): no step is wasted on a rate of 0.
+
+    Args:
+        peak: share of the stage at which the rate is at its maximum, in (0, 1).
+    """
+
+    peak: float = 0.5
+
+    def __post_init__(self) -> None:
+        check(0 < self.peak < 1, "peak", "a number in (0, 1)", self.peak)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        return Schedule(LambdaLR(optimizer, self.factor(epochs * steps_per_epoch)), per_step=True)
+
+    def factor(self, total: int) -> Callable[[int], float]:
+        """What the rate is multiplied by, given the number of steps before, from 0."""
+
+        def at(step: int) -> float:
+            time = (step + 1) / (total + 1)
+            return max(0.0, min(time / self.peak, (1 - time) / (1 - self.peak)))
+
+        return at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(ScheduleSpec):
+    """The learning rate falls along half a cosine to nothing, step by step (Loshchilov & Hutter 2017,
+    arXiv:1608.03983).
+
+    The optimizer's lr is the maximum. After W steps of warm-up in a straight line, step t of T, from 0, has the factor
+    (1 + cos(pi (t - W) / (T - W))) / 2.
+
+    Args:
+        warm_up: share of the stage spent rising, in [0, 1).
+    """
+
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.warm_up < 1, "warm_up", "a number in [0, 1)", self.warm_up)
+
+    def build(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
+        """The schedule for a stage of this length."""
+        return Schedule(LambdaLR(optimizer, self.factor(epochs * steps_per_epoch)), per_step=True)
+
+    def factor(self, total: int) -> Callable[[int], float]:
+        """What the rate is multiplied by, given the number of steps before, from 0."""
+        rising = int(self.warm_up * total)
+
+        def at(step: int) -> float:
+            if step < rising:
+                return (step + 1) / (rising + 1)
+            return (1 + math.cos(math.pi * min(1.0, (step - rising) / (total - rising)))) / 2
+
+        return at
+
+
 OPTIMIZERS: dict[str, type[OptimizerSpec]] = {
     "sgd": SGDSpec,
     "adam": AdamSpec,
@@ -258,6 +323,8 @@ SCHEDULES: dict[str, type[ScheduleSpec]] = {
     "multistep": MultiStep,
     "plateau": Plateau,
     "one_cycle": OneCycle,
+    "cyclic": Cyclic,
+    "cosine": Cosine,
 }
 
 __all__ = [
@@ -267,6 +334,8 @@ __all__ = [
     "AdamSpec",
     "AdamWSpec",
     "Constant",
+    "Cosine",
+    "Cyclic",
     "LinBregSpec",
     "MultiStep",
     "OneCycle",

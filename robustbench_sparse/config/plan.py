@@ -112,9 +112,29 @@ class DefensePlan:
         return {"name": self.name, **settings_of(self.build()), "stages": stages}
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseTwin:
+    """Of which row another one is the dense twin, and what came of it.
+
+    Attributes:
+        of: label of the row whose sparse network has as many weights left.
+        sparsity: its percentage of zero weights as the file says it; None: what its methods are asked for.
+        left: weights that it has left; 0 until the images are known, as are the others.
+        weights: those of the twin.
+    """
+
+    of: str
+    sparsity: float | None = None
+    left: int = 0
+    weights: int = 0
+
+
 @dataclass(frozen=True)
 class RunPlan:
-    """One row: label, network, defenses, stages, and what the network is for."""
+    """One row: label, network, defenses, stages, and what the network is for.
+
+    Of a dense twin (``twin``) the network is that of the other row until ``dense_twins.with_widths`` has thinned it.
+    """
 
     label: str
     model_name: str
@@ -122,6 +142,7 @@ class RunPlan:
     defenses: list[DefensePlan]
     stages: list[StagePlan]
     task: Task = field(default_factory=Classify)
+    twin: DenseTwin | None = None
 
     @property
     def sparsifies(self) -> bool:
@@ -147,6 +168,12 @@ class RunPlan:
             "stages": [s.record() for s in self.stages],
             **task_record(self.task),
         }
+
+    def table_record(self) -> Entry:
+        """The same as far as the file says it: it does not say how wide a dense twin is."""
+        if self.twin is None:
+            return self.record()
+        return {**self.record(), "model": {"dense_twin": self.twin.of, "sparsity": self.twin.sparsity}}
 
 
 def task_record(task: Task) -> Entry:

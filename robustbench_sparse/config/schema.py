@@ -128,12 +128,29 @@ class StageConfig(_Strict):
         return snapshots
 
 
+class TwinConfig(_Strict):
+    """A dense twin: a thinner network with as many weights as another row's has left.
+
+    Attributes:
+        row: label of the other row.
+        sparsity: its share of zero weights in percent; None: what its methods are asked for.
+    """
+
+    row: str
+    sparsity: float | None = Field(None, gt=0, lt=100)
+
+
 class RunConfig(_Strict):
-    """One row of the benchmark: a network, its defenses, and what differs from the training defaults."""
+    """One row of the benchmark: a network, its defenses, and what differs from the training defaults.
+
+    ``dense_twin`` makes it the dense twin of another row, whose network, defenses and training it takes over as far as
+    they make nothing sparse.
+    """
 
     model: str | Entry | None = None
     defenses: list[str | Entry] = []
     train: Entry = {}
+    dense_twin: str | TwinConfig | None = None
 
 
 class PublishedConfig(_Strict):

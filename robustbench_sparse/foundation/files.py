@@ -184,14 +184,17 @@ def _check_claims(path: Path) -> None:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights into a network; UserError naming what does not fit when they belong to another one."""
+    """Load weights into a network; UserError naming what does not fit when they belong to another one.
+
+    A buffer without values, such as statistics that are not measured yet, may take over the file's shape.
+    """
     own, parameters = model.state_dict(), {name for name, _ in model.named_parameters()}
     missing = [n for n in own if n not in weights]
     extra = [n for n in weights if n not in own]
     shapes = [
         f"{n} is {tuple(weights[n].shape)}, expected {tuple(own[n].shape)}"
         for n in own
-        if n in weights and weights[n].shape != own[n].shape
+        if n in weights and weights[n].shape != own[n].shape and (n in parameters or own[n].numel() > 0)
     ]
     problems = [f"missing {missing[0]}"] if missing else []
     problems += [f"unknown {extra[0]}"] if extra else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,6 +49,7 @@ class ModelSpec(ABC):
 
     key: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classify",)  # what such networks can be trained for
+    thins: ClassVar[tuple[str, ...]] = ()  # settings that are widths; see ``thinner``
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -103,6 +105,12 @@ class ModelSpec(ABC):
             expected = f"1 or {channels} values for images of {channels} channels"
             check(len(values) in (1, channels), name, expected, values)
         return values
+
+
+def check_widths(widths: Sequence[int], count: int) -> None:
+    """Raise ValueError unless there are so many widths, all >= 1."""
+    fine = len(widths) == count and all(width >= 1 for width in widths)
+    check(fine, "widths", f"{count} widths, all >= 1", widths)
 
 
 def he_init(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:

@@ -49,6 +49,7 @@ class CNN(ModelSpec):
     """
 
     key: ClassVar[str] = "cnn"
+    thins: ClassVar[tuple[str, ...]] = ("widths",)
 
     widths: tuple[int, ...] = (16, 16)
     kernel_size: int = 5

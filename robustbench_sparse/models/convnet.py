@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
 
-from robustbench_sparse.models.base import ModelSpec, he_init
+from attacks.base import LATER
+from robustbench_sparse.models.base import ModelSpec, check_widths, he_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,25 +19,36 @@ class ConvNet(ModelSpec):
     padding, 28 x 28 becomes 24, 12, 8 and 4, and 64 * 4 * 4 = 1024; the authors' public code has the linear
     layers 1024 x 128 and 128 x 10. Images of another size give another number of features; below 20 x 20 the
     convolutions are padded by 2.
+
+    Args:
+        widths: channels of the two convolutions, neurons of the hidden layer.
     """
 
     key: ClassVar[str] = "convnet"
+    thins: ClassVar[tuple[str, ...]] = ("widths",)
+
+    widths: tuple[int, ...] = field(default=(64, 64, 128), metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_widths(self.widths, 3)
 
     def network(self, channels: int, size: int, classes: int) -> nn.Module:
         """Make the network, (B, C, H, W) -> (B, K). He initialisation (``fan_in``) of the convolutions."""
         padding = 2 * (size < 20)
         side = ((size - 4 + 2 * padding) // 2 - 4 + 2 * padding) // 2
+        first, second, hidden = self.widths
         network = nn.Sequential(
-            nn.Conv2d(channels, 64, 5, padding=padding),
+            nn.Conv2d(channels, first, 5, padding=padding),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 5, padding=padding),
+            nn.Conv2d(first, second, 5, padding=padding),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Flatten(),  # (B, 64 * side * side): 1024 on 28 x 28
-            nn.Linear(64 * side * side, 128),
+            nn.Flatten(),  # (B, second * side * side): 1024 on 28 x 28
+            nn.Linear(second * side * side, hidden),
             nn.ReLU(),
-            nn.Linear(128, classes),
+            nn.Linear(hidden, classes),
         )
         he_init(network, "fan_in")
         return network

@@ -61,6 +61,7 @@ class DenseNet(ModelSpec):
     """
 
     key: ClassVar[str] = "densenet"
+    thins: ClassVar[tuple[str, ...]] = ("growth",)
 
     layers: int = 5
     growth: int = 12

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
 
-from robustbench_sparse.models.base import ModelSpec, he_init
+from attacks.base import LATER
+from robustbench_sparse.models.base import ModelSpec, check_widths, he_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,27 +18,38 @@ class LeNet(ModelSpec):
     LeCun's network sees images of 32 x 32: smaller ones get a border of 2, so that both 28 x 28 and 32 x 32
     end in the classical 16 x 5 x 5 = 400 features. Images below 20 x 20 get the border before the second
     convolution, too. On grey images the convolutions have 1 + 6 = 7 input channels.
+
+    Args:
+        widths: channels of the two convolutions, neurons of the two hidden layers.
     """
 
     key: ClassVar[str] = "lenet"
+    thins: ClassVar[tuple[str, ...]] = ("widths",)
+
+    widths: tuple[int, ...] = field(default=(6, 16, 120, 84), metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_widths(self.widths, 4)
 
     def network(self, channels: int, size: int, classes: int) -> nn.Module:
         """Make the network, (B, C, H, W) -> (B, K). He initialisation (``fan_in``) of the convolutions."""
         first, second = 2 * (size < 32), 2 * (size < 20)
         side = ((size - 4 + 2 * first) // 2 - 4 + 2 * second) // 2
+        a, b, c, d = self.widths
         network = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=first),
+            nn.Conv2d(channels, a, 5, padding=first),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5, padding=second),
+            nn.Conv2d(a, b, 5, padding=second),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Flatten(),  # (B, 16 * side * side)
-            nn.Linear(16 * side * side, 120),
+            nn.Flatten(),  # (B, b * side * side)
+            nn.Linear(b * side * side, c),
             nn.ReLU(),
-            nn.Linear(120, 84),
+            nn.Linear(c, d),
             nn.ReLU(),
-            nn.Linear(84, classes),
+            nn.Linear(d, classes),
         )
         he_init(network, "fan_in")
         return network

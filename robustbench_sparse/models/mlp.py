@@ -61,6 +61,7 @@ class MLP(ModelSpec):
     """
 
     key: ClassVar[str] = "mlp"
+    thins: ClassVar[tuple[str, ...]] = ("hidden",)
 
     hidden: tuple[int, ...] = (200, 80)
     activation: Activation = "relu"

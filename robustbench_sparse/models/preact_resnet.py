@@ -79,6 +79,7 @@ class PreActResNet(ModelSpec):
     """
 
     key: ClassVar[str] = "preact_resnet"
+    thins: ClassVar[tuple[str, ...]] = ("widths",)
 
     depth: int = 20
     widths: tuple[int, ...] = (16, 32, 64)

@@ -70,6 +70,7 @@ class ResNet18(ModelSpec):
     """
 
     key: ClassVar[str] = "resnet18"
+    thins: ClassVar[tuple[str, ...]] = ("width",)
 
     width: int = 64
 

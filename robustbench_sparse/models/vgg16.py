@@ -53,6 +53,7 @@ class VGG16(ModelSpec):
     """
 
     key: ClassVar[str] = "vgg16"
+    thins: ClassVar[tuple[str, ...]] = ("width",)
 
     width: int = 64
 

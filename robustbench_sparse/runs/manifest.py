@@ -102,7 +102,7 @@ def table_of(plan: Plan) -> dict[str, Any]:
             "attacks": {a.label: a.record() for a in plan.attacks},
             **_shifts(plan),
             **task_record(plan.task),
-            "runs": {run.label: run.record() for run in plan.runs},
+            "runs": {run.label: run.table_record() for run in plan.runs},
             "seeds": list(c.seeds),
         }
     )

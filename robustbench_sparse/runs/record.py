@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -43,6 +44,7 @@ def locate(folder: Path, plan: Plan, run: RunPlan, seed: int, dataset: Dataset) 
         "threat": plan.config.threat.model_dump(),
         "record": record,
         **({"snapshots": [names.snapshot(*at) for at in run.snapshots()]} if run.snapshots() else {}),
+        **({"dense_twin": dataclasses.asdict(run.twin)} if run.twin else {}),
     }
     return RunFolder(
         path=folder / names.RUNS / run_id, run_id=run_id, label=run.label, seed=seed, facts=facts

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Threat
-from defenses.base import Defense, Step
+from defenses.base import Defense, Step, unrecorded_statistics
 from robustbench_sparse.config.optimizers import Schedule
 from robustbench_sparse.config.plan import RunPlan, StagePlan
 from robustbench_sparse.config.schema import StageConfig
 from robustbench_sparse.data.augment import Augment
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.engine.fast import FastNetwork, FastTraining
+from robustbench_sparse.engine.fast import FastNetwork, FastTraining, Precision
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import save_weights
 from robustbench_sparse.foundation.progress import Progress, Task
@@ -82,9 +82,11 @@ class Trainer:
         self._config: StageConfig  # of the stage at work
         self._forward: FastTraining
         self._sample: Tensor  # a minibatch to compile for, set with a stage
-        self._fast: FastNetwork | None = None
+        self._fast = dict[Precision, FastNetwork]()
         self._validated: FastNetwork | None = None
         self.s = Step(self.model, None, threat, self.streams.get("data"), data.images, fresh=self._fresh)
+        self.s.objective = self._objective
+        self.s.tell = lambda line: self.show.note(f"{self.label}: {line}")
 
     # One epoch after another ---------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.data.device)
         measured = torch.zeros((), device=self.data.device)
         seen, looked = 0, time.perf_counter()
-        for s.x, s.y in self.minibatches.epoch(augment, config.batch_size):
+        for s.minibatch, (s.x, s.y) in enumerate(self.minibatches.epoch(augment, config.batch_size)):
             y = s.y
             loss, outputs = self._step(optimizer)
             schedule.after_step()
@@ -196,9 +198,14 @@ class Trainer:
             "l1_norm": math.fsum(layer["l1_norm"] for layer in layers),
         }
         score = task.score(validated)
+        s.val_adversarial_accuracy = math.nan
+        if stage.selection == "adversarial" or any(d.needs_robust_validation for d in self._acting()):
+            s.val_adversarial_accuracy = self.validation.adversarial_accuracy(
+                deployed, self._stand_in(deployed)
+            )
+            row["val_adversarial_accuracy"] = 100 * s.val_adversarial_accuracy
         if stage.selection == "adversarial":
-            score = self.validation.adversarial_accuracy(deployed, self._stand_in(deployed))
-            row["val_adversarial_accuracy"] = 100 * score
+            score = s.val_adversarial_accuracy
         facts = {
             **when,
             f"val_{task.measured}": validated,
@@ -228,14 +235,15 @@ class Trainer:
         with self._precision():
             for defense in self._acting():
                 s.x = defense.perturb(s)
-        outputs = self._forward(s.x)
-        loss = self.task.loss(outputs, s.y)
         for defense in self._acting():
-            penalty = defense.penalty(s)
-            if penalty is not None:
-                loss = loss + penalty
+            defense.before_forward(s)
+        s.outputs = self._forward(s.x)
+        loss = self._loss(s.outputs)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        s.outputs = outputs = s.outputs.detach()
+        for defense in self._acting():
+            defense.after_backward(s)
         for defense in self._acting():
             defense.before_step(s)
         optimizer.step()
@@ -243,8 +251,30 @@ class Trainer:
         with torch.no_grad():
             for defense in self._acting():
                 defense.after_step(s)
+        s.outputs = None
         # With the penalty in it: one that is not finite has to stop the run too.
-        return loss.detach().float(), outputs.detach()
+        return loss.detach().float(), outputs
+
+    def _loss(self, outputs: Tensor, repeatable: bool = False) -> Tensor:
+        """What the step descends, given the outputs on its images; on request without what cannot be asked twice."""
+        s = self.s
+        replaced = [own for defense in self._acting() if (own := defense.criterion(s)) is not None]
+        loss = replaced[0] if replaced else self.task.loss(outputs, s.y)
+        for defense in self._acting():
+            penalty = defense.penalty(s) if defense.repeatable or not repeatable else None
+            if penalty is not None:
+                loss = loss + penalty
+        return loss
+
+    def _objective(self) -> Tensor:
+        """``Step.objective``: the network runs in training mode, and keeps no record of it."""
+        s, generator = self.s, self.s.generator
+        try:
+            with unrecorded_statistics(self.model):
+                s.outputs = self._forward(s.x)
+                return self._loss(s.outputs, repeatable=True)
+        finally:
+            s.outputs, s.generator = None, generator
 
     # The parts ------------------------------------------------------------------------------------------
 
@@ -268,8 +298,9 @@ class Trainer:
         self._forward.warm_up(x)
         self._check_compiled(self._forward.note)
         self._sample = x  # compiled code is made for batches of this size, though it works for all
-        self._fast = self._validated = None
-        self.s.fast = self._current if self._is_quick else None
+        self._fast, self._validated = {}, None
+        self.s.forward = self._forward
+        self.s.fast, self.s.quick = self._current if self._is_quick else None, self._current
 
     def _check_compiled(self, note: str) -> None:
         """UserError where compiling was given up: eager in its place would be another training under the same id."""
@@ -285,23 +316,23 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.data.device.type, dtype=torch.bfloat16)
 
-    def _current(self) -> nn.Module:
-        """The network as it is now, quick to attack."""
-        if self._fast is None:
-            self._fast = self._quick(self.model)
-        return self._fast.refresh()
+    def _current(self, precision: Precision | None = None) -> nn.Module:
+        """The network as it is now, quick to attack; in the stage's precision if None."""
+        precision = precision or self._config.precision
+        if precision not in self._fast:
+            self._fast[precision] = self._quick(self.model, precision)
+        return self._fast[precision].refresh()
 
     def _stand_in(self, deployed: nn.Module) -> FastNetwork | None:
         """What validation attacks in a deployed network's place; None for the network itself."""
         if not self._is_quick:
             return None
         if self._validated is None:
-            self._validated = self._quick(deployed)
+            self._validated = self._quick(deployed, self._config.precision)
         return self._validated.refresh(deployed)
 
-    def _quick(self, model: nn.Module) -> FastNetwork:
-        config = self._config
-        fast = FastNetwork(model, precision=config.precision, compile=config.compile == "on")
+    def _quick(self, model: nn.Module, precision: Precision) -> FastNetwork:
+        fast = FastNetwork(model, precision=precision, compile=self._config.compile == "on")
         fast.warm_up(self._sample)
         self._check_compiled(fast.note)
         return fast

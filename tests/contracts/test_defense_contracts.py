@@ -12,34 +12,69 @@ import torch
 from attacks.base import RandomModule
 from defenses import (
     ADMM,
+    AWP,
     CLIP,
     DEFENSES,
+    EMA,
+    FGSMRS,
+    MART,
+    NFGSM,
     PGDAT,
     RGSM,
     RVSCGD,
     RVSM,
+    S2AP,
+    SET,
+    TRADES,
     Broken,
     Defense,
     EnResNet,
+    FlyingBird,
     HoldZeros,
+    Hydra,
     L1FilterPrune,
+    LabelSmoothing,
     Lasso,
     MagnitudePrune,
+    MeanSparse,
     NetworkSlimming,
+    Quantise,
+    RigL,
     SparseInit,
     SpectralPenalty,
     TargetSparsity,
 )
 from defenses.sparse.splitting import Splitting
 from robustbench_sparse.config.optimizers import AdaBregSpec, LinBregSpec, ProxSGDSpec
-from tests.helpers.defense_loop import EPOCH, Case, Loop, batch, equal, fresh, logits, natural, same_run
+from tests.helpers.defense_loop import (
+    EPOCH,
+    Case,
+    Loop,
+    batch,
+    chain,
+    equal,
+    fresh,
+    logits,
+    natural,
+    same_run,
+)
 
+DYNAMIC: list[type[Defense]] = [SET, RigL, FlyingBird]
 # At these settings a defense is natural training, bit for bit.
 ZERO: dict[str, list[Defense]] = {
     "pgd_at": [PGDAT(eps=0.0), PGDAT(norm="l2", eps=0.0, batch_statistics=True)],
+    "trades": [TRADES(beta=0.0), TRADES(eps=0.0)],
+    "mart": [MART(eps=0.0)],
+    "n_fgsm": [NFGSM(eps=0.0)],
+    "fgsm_rs": [FGSMRS(eps=0.0)],
+    "awp": [AWP(gamma=0.0), AWP(warm_up=9)],
+    "label_smoothing": [LabelSmoothing(smoothing=0.0)],
+    "ema": [EMA(decay=0.0), EMA(warm_up=9)],
     "clip": [CLIP(), CLIP(cheap=True, reduction="mean"), CLIP(lam=1.0, warm_up=9)],
     "spectral_penalty": [SpectralPenalty(), SpectralPenalty(power_iterations=1)],
     "enresnet": [EnResNet(members=1, noise=0.0)],
+    "mean_sparse": [MeanSparse(), MeanSparse(images=2)],
+    "quantise": [Quantise(), Quantise(images=2)],
     "rgsm": [RGSM(), RGSM(beta=0.7), RGSM(beta=0.7, regulariser="group_l0", keep_one=True)],
     "rvsm": [RVSM(), RVSM(beta=0.7), RVSM(beta=0.7, regulariser="l0", layers="all")],
     "rvscgd": [RVSCGD(), RVSCGD(regulariser="l0", layers="all")],
@@ -51,6 +86,11 @@ ZERO: dict[str, list[Defense]] = {
     "sparse_init": [SparseInit(), SparseInit(linear=None, conv=None, density=0.5, bias="positive")],
     "target_sparsity": [TargetSparsity(), TargetSparsity(kind="kernel", gain=0.5)],
     "hold_zeros": [HoldZeros(), HoldZeros(layers="conv")],
+    "hydra": [Hydra(), Hydra(scope="global", layers="conv", freeze_norms=True)],
+    "s2ap": [S2AP(), S2AP(gamma=0.5)],
+    "set": [SET(), SET(drop=0.9, every=1)],
+    "rigl": [RigL(), RigL(drop=0.9, every=1, densities="uniform")],
+    "flying_bird": [FlyingBird(), FlyingBird(adapt=True, every=1)],
     "magnitude_prune": [MagnitudePrune(), MagnitudePrune(rounds=9, every=9, start=9, rewind="start")],
 }
 # At these it must show.
@@ -83,13 +123,38 @@ STRONG: dict[str, list[Defense | Case]] = {
         NetworkSlimming(sparsity=50.0),
     ],
     "hold_zeros": [HoldZeros(threshold=0.1), HoldZeros(layers="conv", threshold=0.05)],
+    "hydra": [
+        Hydra(sparsity=60.0),
+        Hydra(sparsity=80.0, scope="global", layers="conv", freeze_norms=True),
+    ],
+    "s2ap": [S2AP(sparsity=60.0, gamma=0.3), S2AP(sparsity=70.0, gamma=0.3, warm_up=1, layers="conv")],
+    "set": [SET(sparsity=60.0, every=2), SET(sparsity=50.0, layers="conv", decay="cosine")],
+    "rigl": [RigL(sparsity=70.0, every=2), RigL(sparsity=60.0, every=1, densities="uniform", layers="conv")],
+    "flying_bird": [
+        FlyingBird(sparsity=70.0, every=2),
+        FlyingBird(sparsity=70.0, every=1, adapt=True, window=1),
+    ],
     "magnitude_prune": [
         MagnitudePrune(sparsity=50.0),
         MagnitudePrune(sparsity=50.0, group="channel", layers="conv"),
         MagnitudePrune(sparsity=80.0, scope="layer", rounds=2, start=1, rewind="start"),
         Case(MagnitudePrune(sparsity=80.0, rounds=2, group="row"), AdaBregSpec(lr=0.02, lam=0.01)),
     ],
-    "pgd_at": [PGDAT(steps=2), PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True)],
+    "pgd_at": [
+        PGDAT(steps=2),
+        PGDAT(norm="l2", eps=0.5, steps=2, batch_statistics=True),
+        PGDAT(steps=2, step_size=0.05, eps_warm_up=2),
+    ],
+    "trades": [TRADES(steps=2), TRADES(norm="l2", eps=0.5, steps=2, step_size=0.3, beta=20.0, eps_warm_up=1)],
+    "mart": [MART(steps=2), MART(norm="l2", eps=0.5, steps=2, step_size=0.3, lam=1.0, eps_warm_up=2)],
+    "n_fgsm": [NFGSM(alarm_images=10), NFGSM(noise=0.0, batch_statistics=True, eps_warm_up=2)],
+    "fgsm_rs": [FGSMRS(alarm_images=10, alarm_gap=5.0), FGSMRS(eps=0.2, step_size=1.0)],
+    "awp": [AWP(gamma=0.05), AWP(gamma=0.5, warm_up=1)],
+    "label_smoothing": [LabelSmoothing(), LabelSmoothing(smoothing=0.5)],
+    "ema": [
+        Case(EMA(decay=0.9), zeros=False),
+        Case(EMA(decay=0.5, minibatches=2), zeros=False),
+    ],
     "clip": [
         CLIP(lam=0.1, pairs=6, renew_every=4),
         CLIP(lam=10.0, pairs=6, reduction="mean", cheap=True, source="train", box=True),
@@ -97,6 +162,11 @@ STRONG: dict[str, list[Defense | Case]] = {
     ],
     "spectral_penalty": [SpectralPenalty(lam=0.01), SpectralPenalty(lam=0.01, power_iterations=1)],
     "enresnet": [EnResNet(), EnResNet(members=1, scale="batch")],
+    "mean_sparse": [
+        Case(MeanSparse(alpha=0.5, images=12), network=chain),
+        Case(MeanSparse(alpha=1.0, images=4), network=chain),
+    ],
+    "quantise": [Quantise(bits=8, images=12), Case(Quantise(bits=4, images=4), network=chain)],
     "rgsm": [
         RGSM(lam=0.1, beta=0.5),
         RGSM(lam=0.1, beta=0.5, regulariser="group_l0"),
@@ -141,6 +211,27 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (NetworkSlimming, {"lam": float("inf")}, "lam"),
     (HoldZeros, {"layers": "bias"}, "layers"),
     (HoldZeros, {"threshold": -0.1}, "threshold"),
+    (Hydra, {"sparsity": 100.0}, "sparsity"),
+    (Hydra, {"sparsity": -1.0}, "sparsity"),
+    (Hydra, {"sparsity": float("nan")}, "sparsity"),
+    (Hydra, {"scope": "filter"}, "scope"),
+    (Hydra, {"layers": "bias"}, "layers"),
+    (S2AP, {"sparsity": 100.0}, "sparsity"),
+    (S2AP, {"gamma": -0.1}, "gamma"),
+    (S2AP, {"gamma": float("inf")}, "gamma"),
+    (S2AP, {"warm_up": -1}, "warm_up"),
+    *((cls, {"sparsity": value}, "sparsity") for cls in DYNAMIC for value in (-1.0, 100.0, float("nan"))),
+    *((cls, {"drop": value}, "drop") for cls in DYNAMIC for value in (0.0, 1.0, -0.1, float("nan"))),
+    *((cls, {"every": 0}, "every") for cls in DYNAMIC),
+    *((cls, {"end": value}, "end") for cls in DYNAMIC for value in (0.0, 1.1)),
+    (RigL, {"decay": "linear"}, "decay"),
+    (RigL, {"densities": "er"}, "densities"),
+    (RigL, {"layers": "bias"}, "layers"),
+    (FlyingBird, {"drop_more": 1.5}, "drop_more"),
+    (FlyingBird, {"grow_more": -0.1}, "grow_more"),
+    (FlyingBird, {"window": 0}, "window"),
+    (FlyingBird, {"drift": float("inf")}, "drift"),
+    (FlyingBird, {"drift": 10.0, "sparsity": 90.0, "adapt": True}, "drift"),
     (MagnitudePrune, {"sparsity": 100.0}, "sparsity"),
     (MagnitudePrune, {"sparsity": -1.0}, "sparsity"),
     (MagnitudePrune, {"scope": "filter"}, "scope"),
@@ -158,6 +249,33 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (PGDAT, {"step_size": 0.0}, "step_size"),
     (PGDAT, {"eot": 0}, "eot"),
     (PGDAT, {"loss": "mse"}, "loss"),
+    (PGDAT, {"eps_warm_up": -1}, "eps_warm_up"),
+    (TRADES, {"beta": -1.0}, "beta"),
+    (TRADES, {"beta": float("nan")}, "beta"),
+    (TRADES, {"steps": 0}, "steps"),
+    (TRADES, {"step_size": 0.0}, "step_size"),
+    (TRADES, {"start_noise": 0.0}, "start_noise"),
+    (TRADES, {"norm": "l2"}, "eps"),
+    (MART, {"lam": -1.0}, "lam"),
+    (MART, {"steps": 0}, "steps"),
+    (MART, {"step_size": -0.1}, "step_size"),
+    (MART, {"start_noise": -1.0}, "start_noise"),
+    (NFGSM, {"noise": -1.0}, "noise"),
+    (NFGSM, {"norm": "l2", "eps": 0.5}, "norm"),
+    (NFGSM, {"step_size": 0.0}, "step_size"),
+    (NFGSM, {"gradient": "fp8"}, "gradient"),
+    (NFGSM, {"gradient": "bf16", "batch_statistics": True}, "gradient"),
+    (FGSMRS, {"alarm_images": -1}, "alarm_images"),
+    (FGSMRS, {"alarm_gap": 0.0}, "alarm_gap"),
+    (AWP, {"gamma": -0.1}, "gamma"),
+    (AWP, {"gamma": float("inf")}, "gamma"),
+    (AWP, {"warm_up": -1}, "warm_up"),
+    (LabelSmoothing, {"smoothing": 1.0}, "smoothing"),
+    (LabelSmoothing, {"smoothing": -0.1}, "smoothing"),
+    (EMA, {"decay": 1.0}, "decay"),
+    (EMA, {"decay": -0.1}, "decay"),
+    (EMA, {"warm_up": -1}, "warm_up"),
+    (EMA, {"minibatches": 0}, "minibatches"),
     (CLIP, {"lam": -1.0}, "lam"),
     (CLIP, {"lam": float("nan")}, "lam"),
     (CLIP, {"target_accuracy": 95.0}, "target_accuracy"),
@@ -179,6 +297,12 @@ INVALID: list[tuple[type[Defense], dict[str, object], str]] = [
     (CLIP, {"cheap": True, "reduction": "mean", "ascent_steps": 2}, "cheap"),
     (SpectralPenalty, {"lam": -1.0}, "lam"),
     (SpectralPenalty, {"power_iterations": -1}, "power_iterations"),
+    (MeanSparse, {"alpha": -0.1}, "alpha"),
+    (MeanSparse, {"alpha": float("inf")}, "alpha"),
+    (MeanSparse, {"images": 1}, "images"),
+    (Quantise, {"bits": 1}, "bits"),
+    (Quantise, {"bits": 9}, "bits"),
+    (Quantise, {"images": 0}, "images"),
     (EnResNet, {"members": 0}, "members"),
     (EnResNet, {"noise": -0.1}, "noise"),
     (EnResNet, {"scale": "pixel"}, "scale"),
@@ -286,7 +410,8 @@ def test_zero_strength_is_natural_training(case: Case) -> None:
 def test_strength_changes_the_result(case: Case) -> None:
     loop = case.loop().run(7)
     assert all(torch.isfinite(torch.tensor(loop.losses)))
-    assert not torch.allclose(loop.logits(), logits(natural(7, case.optimizer)[0]), atol=1e-3)
+    plain = natural(7, case.optimizer, case.network)[0]
+    assert not torch.allclose(loop.logits(), logits(plain), atol=1e-3)
 
 
 @pytest.mark.parametrize("case", cases(STRONG))
@@ -313,6 +438,7 @@ def test_deployed_network_is_the_trained_one_unless_split(case: Case) -> None:
     assert torch.equal(loop.logits(), loop.logits())
     d = case.defense
     splits = isinstance(d, ADMM) or (isinstance(d, Splitting) and d.beta > 0)
+    splits |= isinstance(d, EMA | MeanSparse | Quantise)
     splits |= isinstance(d, Lasso) and max(d.sparsity, d.threshold) > 0
     assert torch.equal(loop.logits(), logits(loop.model)) != splits
 
@@ -340,7 +466,7 @@ def test_state_is_a_copy(case: Case) -> None:
 @pytest.mark.parametrize("case", cases(STRONG))
 def test_other_random_streams_stay_put(case: Case) -> None:
     before = torch.get_rng_state()
-    loop = Loop([Defense(), fresh(case.defense), Defense()], case.optimizer).run(7)
+    loop = Loop([Defense(), fresh(case.defense), Defense()], case.optimizer, case.network).run(7)
     loop.deployed()
     assert torch.equal(torch.get_rng_state(), before)
     for s, seed in ((loop.steps[0], 7), (loop.steps[2], 9)):

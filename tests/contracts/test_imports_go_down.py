@@ -23,7 +23,7 @@ ROOMS = {
     "defenses": ("base", "tracing", "regularisers", "robust", "sparse"),
     "robustbench_sparse": (
         "foundation", "engine", "data", "shifts", "models", "tasks", "sparsity", "config", "runs", "shrinking",
-        "reporting", "training", "judging", "certificate", "verdict", "workspace", "workers", "benchmark", "evaluation",
+        "reporting", "training", "judging", "certificate", "verdict", "workspace", "workers", "pool", "benchmark", "evaluation", "quantising",
         "studies", "cli",
     ),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, Threat, noise_from
 from defenses import Defense, Step
-from defenses.base import overrides
+from defenses.base import overrides, unrecorded_statistics
 from robustbench_sparse.config.optimizers import OptimizerSpec, SGDSpec
 from tests.helpers.zeros import zero_shares
 
@@ -53,14 +53,15 @@ def chain() -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """A defense, what it is trained with, and whether it leaves zeros in the network that is judged."""
+    """A defense, what it is trained with, whether it leaves zeros in the network that is judged, and which that is."""
 
     defense: Defense
     optimizer: OptimizerSpec = MOMENTUM
     zeros: bool = True
+    network: Callable[[], nn.Module] = tiny
 
     def loop(self) -> Loop:
-        return Loop([fresh(self.defense)], self.optimizer)
+        return Loop([fresh(self.defense)], self.optimizer, self.network)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -117,14 +118,16 @@ class Loop:
         self.model.train()
         for d, s in pairs:
             s.x, s.y, s.step, s.epoch = x, y, self.count, self.count // EPOCH
-            s.lr = self.optimizer.param_groups[0]["lr"]
+            s.lr, s.minibatch = self.optimizer.param_groups[0]["lr"], self.count % EPOCH
             x = d.perturb(s) if overrides(d, "perturb") else x
-        loss = F.cross_entropy(self.model(x), y)
         for d, s in pairs:
-            s.x, term = x, d.penalty(s)
-            loss = loss if term is None else loss + term
+            s.x, s.objective = x, self.objective
+            d.before_forward(s)
+        loss = self.loss(x, y)
         self.optimizer.zero_grad()
         loss.backward()
+        for d, s in pairs:
+            d.after_backward(s)
         for d, s in pairs:
             d.before_step(s)
         self.optimizer.step()
@@ -136,12 +139,29 @@ class Loop:
         if self.count % EPOCH == 0:
             self.end_epoch()
 
+    def loss(self, x: Tensor, y: Tensor, repeatable: bool = False) -> Tensor:
+        outputs = self.model(x)
+        loss = None
+        pairs = list(zip(self.defenses, self.steps, strict=True))
+        for d, s in pairs:
+            s.x, s.outputs = x, outputs
+            loss = d.criterion(s) if loss is None else loss
+        loss = F.cross_entropy(outputs, y) if loss is None else loss
+        for d, s in pairs:
+            term = d.penalty(s) if d.repeatable or not repeatable else None
+            loss = loss if term is None else loss + term
+        return loss
+
+    def objective(self) -> Tensor:
+        with unrecorded_statistics(self.model):
+            return self.loss(self.steps[0].x, self.steps[0].y, repeatable=True)
+
     @torch.no_grad()
     def end_epoch(self) -> None:
         sparsity = zero_shares(self.deployed())
         accuracy = (self.logits().argmax(1) == Y).double().mean().item()
         for d, s in zip(self.defenses, self.steps, strict=True):
-            s.val_accuracy = s.train_accuracy = accuracy
+            s.val_accuracy = s.train_accuracy = s.val_adversarial_accuracy = accuracy
             s.sparsity = sparsity
             assert all(isinstance(v, float | int) for v in d.end_epoch(s).values())
 

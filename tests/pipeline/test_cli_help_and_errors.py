@@ -23,7 +23,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.seals import seal
 
-VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve")
+VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve", "quantise")
 
 
 def call(*arguments: str) -> Result:

@@ -21,7 +21,8 @@ from robustbench_sparse.config.columns import SECONDS
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.workers import Request, jobs_for
+from robustbench_sparse.pool import jobs_for
+from robustbench_sparse.workers import Request
 from tests.helpers.small import small
 
 pytestmark = pytest.mark.slow
@@ -162,6 +163,68 @@ def test_kill_9_takes_the_workers_along_and_costs_no_number(tmp_path: Path) -> N
         pd.read_csv(tmp_path / out / "small" / "leaderboard.csv", dtype=str) for out in ("cut", "whole")
     )
     pd.testing.assert_frame_equal(cut.drop(columns=TIMES), whole.drop(columns=TIMES))
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Kills(Heard):
+    """Kills a process that works on a row, once, as soon as a second one trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.killed = False
+
+    def start(self, title: str, total: int, unit: str, done: int = 0) -> Any:
+        task = super().start(title, total, unit, done)
+        if not self.killed and len([t for t in self.titles if t.endswith("train")]) == 2:
+            self.killed = True
+            os.kill(max(w for w in _workers() if _parent(w) == os.getpid()), signal.SIGKILL)
+        return task
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_the_row_of_a_process_that_dies_is_taken_up_again(tmp_path: Path) -> None:
+    raw = tiny(evaluation={"limit": 20}, seeds=[0], attacks={"fgsm": "fgsm"})
+    raw["train"]["epochs"] = 10
+    alone = run_benchmark(raw, out=tmp_path / "one", jobs=1)
+    shown = Kills()
+    together = run_benchmark(raw, out=tmp_path / "two", jobs=2, show=shown)
+    assert shown.killed
+    assert [n for n in shown.notes if "another one goes on with it" in n]
+    pd.testing.assert_frame_equal(alone.drop(columns=TIMES), together.drop(columns=TIMES))
+
+
+def test_a_row_that_every_process_dies_of_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom defenses.base import Defense\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Dies(Defense):\n"
+        "    def perturb(self, s):\n        os._exit(9)\n"
+    )
+    config = tmp_path / "b.yaml"
+    runs = {"a": {"defenses": ["mine:Dies"]}, "b": {}}
+    config.write_text(yaml.safe_dump(tiny(runs=runs, attacks={"f": "fgsm"}, seeds=[0])))
+    words = [
+        sys.executable,
+        "-m",
+        "robustbench_sparse",
+        "run",
+        str(config),
+        "--out",
+        str(tmp_path),
+        "--jobs",
+        "2",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: runs.a, seed 0: 3 processes that worked on it ended, the last: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_best_and_last_epoch_come_from_one_training(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def then(*defenses: Any, **first: Any) -> dict[str, Any]:
     return {"defenses": list(defenses), "train": {"stages": [{**first}, {"epochs": 2}]}}
 
 
+def scored(name: str, **settings: Any) -> dict[str, Any]:
+    """Three stages of one epoch, the mask searched for in the second."""
+    defense = {"name": name, "sparsity": 80.0, "stages": [1, 2], **settings}
+    return {"defenses": [defense], "train": {"epochs": 1, "stages": [{}, {}, {}]}}
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "dense": {},
     "robust": {"defenses": [{"name": "pgd_at", "steps": 1}]},
@@ -70,6 +76,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "proxsgd_then_hold": then(
         {"name": "hold_zeros", "stages": [1]}, optimizer={"name": "proxsgd", "lr": 0.1, "lam": 0.01}
     ),
+    "hydra": scored("hydra"),
+    "s2ap": scored("s2ap", gamma=0.1),
+    "set": then({"name": "set", "sparsity": 80.0}),
+    "rigl": then({"name": "rigl", "sparsity": 80.0, "every": 4}),
+    "flying_bird": then({"name": "flying_bird", "sparsity": 80.0, "every": 3}),
     "linbreg": optimised(
         "linbreg", {"name": "sparse_init", "density": 0.2}, lr=0.1, lam=0.05, momentum=0.9, conv="group_lasso"
     ),
@@ -94,6 +105,7 @@ ASKED: dict[str, tuple[str, float, bool]] = {
     "dense_then_prune": ("weight", 50.0, True),
     "filters": ("row", 50.0, True),
     "slimming": ("row", 50.0, True),
+    **dict.fromkeys(("hydra", "s2ap", "set", "rigl", "flying_bird"), ("weight", 80.0, True)),
     "linbreg_target": ("weight", 90.0, False),
     "proxsgd": ("row", 50.0, False),
 }
@@ -225,7 +237,8 @@ def test_history_layers_and_file_agree(label: str, folder: Path, rows: dict[str,
         pd.read_csv(home / f"{name}.csv", dtype={"name": str}) for name in ("history", "layers")
     )
     stages = RUNS[label].get("train", {}).get("stages", [{}])
-    epochs = [(i, e) for i, stage in enumerate(stages) for e in range(stage.get("epochs", 3))]
+    each = RUNS[label].get("train", {}).get("epochs", 3)
+    epochs = [(i, e) for i, stage in enumerate(stages) for e in range(stage.get("epochs", each))]
     assert list(zip(history["stage"], history["epoch"], strict=True)) == epochs
     groups = layers.groupby(["stage", "epoch"])
     assert sorted(groups.groups) == epochs

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import RandomModule
+from attacks.sparsifying import jumped_units
 from robustbench_sparse.certificate.probes.rewiring import PROBED, Call, calls_of, copied, varies
 
 AGREES = 0.9  # cosine of the slopes that a gradient claims and those that the values have
@@ -99,22 +100,9 @@ def _selects(part: Callable[[Tensor], Tensor], given: Tensor) -> bool:
 
 
 def _jumps(part: Callable[[Tensor], Tensor], given: Tensor) -> bool:
-    """Whether a value changes by much over an interval of next to no length, for 1 % of the units that change.
-
-    The interval is halved again and again, each unit keeping the half of the larger change. A continuous
-    function's change shrinks with it; a jump stays.
-    """
+    """Whether a value changes by much over an interval of next to no length, for 1 % of the units that change."""
     wide = given.dtype == torch.float64
     halvings, keeps = (26, 1e-4) if wide else (14, 1e-2)
-    low = given
     high = given + given.std() * (0.5 + _normal(given, 3).abs())
-    first = (part(high) - part(low)).abs()
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        a, b, c = part(low), part(middle), part(high)
-        left = (b - a).abs() >= (c - b).abs()
-        low, high = torch.where(left, low, middle), torch.where(left, middle, high)
-    last = (part(high) - part(low)).abs()
-    changes = first > 0
-    jumped = changes & (last > keeps * first) & (last > 0)
+    jumped, changes = jumped_units(part, given, high, halvings, keeps)
     return bool(changes.any()) and float(jumped.sum()) >= 0.01 * float(changes.sum())

@@ -44,7 +44,7 @@ def exported(model: nn.Module, x: Tensor) -> bytes:
         UserError: a network that torch cannot export.
     """
     check_installed()
-    silent = _without_noise(model)
+    silent = without_noise(model)
     batch = torch.export.Dim("batch")
     said = io.StringIO()
     try:
@@ -99,7 +99,8 @@ def write(path: Path, data: bytes) -> None:
     write_atomically(path, lambda f: f.write(data))
 
 
-def _without_noise(model: nn.Module) -> nn.Module:
+def without_noise(model: nn.Module) -> nn.Module:
+    """A copy in eval mode on the CPU whose random layers pass on what they are given."""
     silent = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for name, module in list(silent.named_modules()):
         if isinstance(module, RandomModule):

@@ -213,6 +213,32 @@ def test_errors_name_file_line_key_and_expectation(
             with_(runs={"a": {"defenses": ["pgd_at", "pgd_at"]}}),
             "config: runs.a.defenses: at most one defense may replace the images",
         ),
+        (
+            with_(runs={"a": {"defenses": ["trades", "mart"]}}),
+            "config: runs.a.defenses: at most one defense may replace the images, got ['trades', 'mart']",
+        ),
+        (
+            with_(runs={"a": {"defenses": ["mart", "label_smoothing"]}}),
+            "config: runs.a.defenses: at most one defense may replace the task's loss, "
+            "got ['mart', 'label_smoothing']",
+        ),
+        (
+            with_(runs={"a": {"defenses": ["awp", "ema"]}}),
+            "config: runs.a.defenses: awp needs a defense beside it that attacks the training images, "
+            "got ['awp', 'ema']",
+        ),
+        (
+            with_(runs={"a": {"defenses": ["pgd_at", {"name": "awp", "gamma": -0.1}]}}),
+            "config: runs.a.defenses.1.gamma: expected a finite number >= 0, got -0.1",
+        ),
+        (
+            with_(runs={"a": {"defenses": [{"name": "ema", "decay": 1.0}]}}),
+            "config: runs.a.defenses.0.decay: expected a number in [0, 1), got 1.0",
+        ),
+        (
+            with_(runs={"a": {"defenses": [{"name": "trades", "beta": -1.0}]}}),
+            "config: runs.a.defenses.0.beta: expected a finite number >= 0, got -1.0",
+        ),
         (with_(published={"file": "nope.csv"}), "config: published.file: nope.csv cannot be read as CSV"),
         (
             with_(published={"values": {"a": {"clean": "x"}}}),

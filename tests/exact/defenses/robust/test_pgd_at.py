@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from attacks.base import GeneratorNoise, Threat
 from defenses import PGDAT, EnResNet, Step
+from defenses.robust.attacking import batch_norm_of_the_batch
 from defenses.robust.draws import BatchRandom
-from defenses.robust.pgd_at import _batch_statistics
 
 
 class Block(nn.Module):
@@ -82,7 +82,7 @@ def test_batch_statistics_are_used_and_not_kept() -> None:
     s = step(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     eval_mode = model.eval()(s.x)
-    with _batch_statistics(model.train()):
+    with batch_norm_of_the_batch(model.train()):
         assert not model.training
         inside = model(s.x)
     assert model.training

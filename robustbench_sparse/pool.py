@@ -1,0 +1,204 @@
+"""The processes in which rows go side by side, as the one that starts them sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from robustbench_sparse.config.plan import Plan, RunPlan
+from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.processes import command, environment, last_words
+from robustbench_sparse.foundation.progress import Progress, Task
+from robustbench_sparse.runs.manifest import table_of
+from robustbench_sparse.workers import Request
+from robustbench_sparse.workspace import Workspace
+
+ATTEMPTS = 3  # processes that may die of one row
+
+Row = tuple[RunPlan, int]  # a run and its seed
+
+
+def jobs_for(plan: Plan, rows: int, device: str) -> int:
+    """How many rows go side by side where the user leaves it open.
+
+    One, unless the config says how many threads a row takes: that number is part of how its sums are rounded.
+    """
+    threads = plan.config.threads
+    if threads is None or device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(rows, cores // threads))
+
+
+def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
+    """Work on all rows in so many processes; yields whenever one row is done.
+
+    A process that dies, as of memory, is replaced, and its row taken up again where it stood.
+
+    Raises:
+        UserError: what a worker raised, or a row that ``ATTEMPTS`` processes died of. The others are stopped.
+    """
+    with tempfile.TemporaryDirectory() as locks:
+        start = {"request": asdict(replace(request, locks=locks)), "table": table_of(work.plan)}
+        pool = _Pool(start, work.longest_first(), work.show)
+        try:
+            pool.open(jobs)
+            while pool.busy:
+                if pool.hear():
+                    yield
+        finally:
+            pool.close()
+
+
+class _Pool:
+    """The processes, the rows they are at, and their bars.
+
+    Args:
+        start: what every process is told first.
+        rows: to work on, in order.
+        show: where progress goes.
+    """
+
+    def __init__(self, start: Mapping[str, Any], rows: Iterable[Row], show: Progress) -> None:
+        self._start, self._show = start, show
+        self._rows = iter(rows)
+        self._events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+        self._workers: dict[int, _Worker] = {}  # by a number of their own, also those that replace others
+        self._bars: dict[tuple[int, int], Task] = {}
+        self._deaths: Counter[tuple[str, int]] = Counter()
+        self.busy: dict[int, Row] = {}
+
+    def open(self, jobs: int) -> None:
+        """Start so many processes, each with a row."""
+        for _ in range(jobs):
+            self._employ(next(self._rows, None))
+
+    def close(self) -> None:
+        """End every process, wherever it is."""
+        for bar in self._bars.values():
+            bar.close()
+        for worker in self._workers.values():
+            worker.stop()
+
+    def hear(self) -> bool:
+        """Wait for the next report of any process; whether a row is done.
+
+        Raises:
+            UserError: an error within a row, or a row that one process after another died of.
+        """
+        number, event = self._events.get()
+        kind = event.pop("event")
+        if kind == "done":
+            del self.busy[number]
+            self._give(number, next(self._rows, None))
+        elif kind == "error":
+            raise UserError(event["text"])
+        elif kind == "end":
+            self._replace(number, event["text"])
+        else:
+            self._display(number, kind, event)
+        return bool(kind == "done")
+
+    def _employ(self, row: Row | None) -> None:
+        if row is not None:
+            number = len(self._workers)
+            self._workers[number] = _Worker(number, self._start, self._events)
+            self._give(number, row)
+
+    def _give(self, number: int, row: Row | None) -> None:
+        if row is not None:
+            self.busy[number] = row
+            self._workers[number].give(row)
+
+    def _replace(self, number: int, words: str) -> None:
+        row = self.busy.pop(number, None)
+        for bar in [bar for bar in self._bars if bar[0] == number]:
+            self._bars.pop(bar).close()
+        if row is None:  # it was idle: nobody misses it
+            return
+        run, seed = row
+        self._deaths[run.label, seed] += 1
+        which = f"runs.{run.label}, seed {seed}"
+        if self._deaths[run.label, seed] >= ATTEMPTS:
+            raise UserError(f"{which}: {ATTEMPTS} processes that worked on it ended, the last: {words}")
+        self._show.note(
+            f"{which}: the process that worked on it ended ({words}); another one goes on with it"
+        )
+        self._employ(row)
+
+    def _display(self, number: int, kind: str, event: Mapping[str, Any]) -> None:
+        if kind == "note":
+            self._show.note(event["text"])
+            return
+        key = number, int(event["bar"])
+        if kind == "start":
+            self._bars[key] = self._show.start(event["title"], event["total"], event["unit"], event["done"])
+        elif kind == "advance":
+            self._bars[key].advance(event["amount"], event["info"])
+        else:
+            self._bars.pop(key).close()
+
+
+class _Worker:
+    """One process, as the one that started it sees it."""
+
+    def __init__(
+        self, number: int, start: Mapping[str, Any], events: queue.Queue[tuple[int, dict[str, Any]]]
+    ) -> None:
+        self.number = number
+        self._said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed by ``stop``)
+        self._process = subprocess.Popen(
+            command("robustbench_sparse.workers"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=environment(),
+        )
+        self._write(start)
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def give(self, row: Row) -> None:
+        """Let it work on a row."""
+        self._write({"run": row[0].label, "seed": row[1]})
+
+    def stop(self) -> None:
+        """End it, wherever it is: what it writes is whole or not there."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what was not yet written to a process that is gone
+                    stream.close()
+        self._said.close()
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it has ended, and ``_listen`` says so
+            return
+
+    def _listen(self, events: queue.Queue[tuple[int, dict[str, Any]]]) -> None:
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                if not line.endswith("\n"):  # it was killed in the middle of a line
+                    break
+                events.put((self.number, json.loads(line)))
+            code = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace")
+        except ValueError:  # closed by ``stop``
+            return
+        events.put((self.number, {"event": "end", "text": last_words(said, code)}))
