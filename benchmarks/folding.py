@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 
 from robustbench_sparse.config.columns import COUNTS, SPARSITIES
 from robustbench_sparse.foundation.files import write_json
-from robustbench_sparse.foundation.paired import ranks
+from robustbench_sparse.foundation.ranking import ranking
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.seals import seal
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     for draws in (1, 10):
         rows = [verdicts(seed, options.images, draws).tolist() for seed in range(options.rows)]
         what = "sharp verdicts" if draws == 1 else f"shares of {draws} draws"
-        print(f"ranks of {options.rows} x {options.images} {what}: {seconds(lambda r=rows: ranks(r)):.2f} s")
+        print(f"ranks of {options.rows} x {options.images} {what}: {seconds(partial(ranking, rows)):.2f} s")
     with tempfile.TemporaryDirectory() as temporary:
         folder = make(Path(temporary) / "made", options.rows, options.images, options.attacks)
         size = f"{options.rows} rows x {options.images} images x {options.attacks} attacks"

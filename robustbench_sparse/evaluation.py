@@ -27,6 +27,7 @@ from robustbench_sparse.foundation.errors import UserError, contained, one_line
 from robustbench_sparse.foundation.files import locked, write_json
 from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.foundation.progress import Progress, Silent
+from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.folder import RunFolder
@@ -114,6 +115,7 @@ def evaluate(
     plan = resolve(raw, name="evaluate", changes=changes, schema=NetworkConfig)
     images = load_dataset(plan.dataset, data_root)
     data = plan.prepare(images, chosen)
+    fresh = Fresh(model)  # before anything asks it
     _check_fit(model, data)
     identity = network_identity(model.cpu().eval(), data.channels, data.size, [found.factory])
     model = model.eval().to(chosen)
@@ -128,7 +130,9 @@ def evaluate(
                 place.count(model, data.channels, data.size)
             gate = partial(check_clean, classes=data.classes, expected=expect_clean)
             known = f"{identity}/{images.fingerprint}"
-            judge_network(model, place, plan, data, show, identity=known, title=place.label, gate=gate)
+            judge_network(
+                model, place, plan, data, show, identity=known, title=place.label, gate=gate, fresh=fresh
+            )
             return tables.write(folder)
 
 
@@ -171,14 +175,15 @@ def check_clean(clean: pd.DataFrame, *, classes: int, expected: float | None) ->
         expected: the accuracy that its maker claims, in percent; what is not ``TOLERANCE`` points below it passes.
             Without one, less than a tenth of the way from guessing to perfect does not.
     """
-    rate = 100 * float(clean["correct"].mean())
+    right = clean["correct"].fillna(0.0)  # an image without a verdict is none that is classified right
+    rate = 100 * float(right.mean())
     chance = 100 / classes
     look = (
         "look at: the weights (were they loaded? --weights), the normalisation that the network was trained with "
         "(images here are in [0, 1]: put it into the network), the order of classes and of colour channels"
     )
     if expected is not None:
-        _, high = wilson(math.fsum(clean["correct"]), len(clean))
+        _, high = wilson(math.fsum(right), len(clean))
         if rate < expected - TOLERANCE and 100 * high < expected:
             raise UserError(f"clean accuracy {rate:.1f} %, where --expect-clean says {expected:g} %; {look}")
     elif len(clean) >= FEWEST and rate < chance + NEAR_CHANCE * (100 - chance):

@@ -16,6 +16,7 @@ from robustbench_sparse.engine.autotune import Speed, for_attacks, recorded
 from robustbench_sparse.foundation.errors import contained
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.foundation.streams import derive
+from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.judging.judge import Judge, JudgeSettings
 from robustbench_sparse.judging.relatives import Relatives
 from robustbench_sparse.judging.restoration import RestorationJudge
@@ -35,6 +36,7 @@ def judge_network(
     title: str,
     kin: Relatives | None = None,
     gate: Callable[[pd.DataFrame], None] | None = None,
+    fresh: Fresh | None = None,
 ) -> None:
     """Judge a network on all shifts and under all attacks of a plan, and certify it where the plan says so.
 
@@ -48,8 +50,10 @@ def judge_network(
         title: of the progress.
         kin: other networks that some attacks and checks need.
         gate: sees the verdicts on clean images before anything is attacked, and may raise.
+        fresh: the network as it was before its first query; made here if None.
     """
     c, kin = plan.config.evaluation, kin or Relatives()
+    fresh = fresh or Fresh(model)  # before anything asks it
     attacks = [kin.bound(a) for a in plan.attacks]
     x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
 
@@ -69,7 +73,7 @@ def judge_network(
         draws=c.draws,
         precision=speed.precision,
     )
-    judge = Judge(model, data, place.path, settings, identity, show, title)
+    judge = Judge(model, data, place.path, settings, identity, show, title, fresh=fresh)
     examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
     shifted = ShiftedJudge(judge)
     done, seen = judge.all_done(attacks) and examination.is_done(), shifted.all_done(plan.shifts)

@@ -21,6 +21,8 @@ class Budget:
         draws: passes over which a random network's verdicts are averaged.
         inner_points: points of the active test that lie inside the ball, per image.
         samples: largest number of draws of an evolution-strategies gradient.
+        use: multiplications spent on asking the network one image at a time, as it is used.
+        limit_s: seconds that a check may take at least; a slow network gets longer, see ``certify``.
     """
 
     images: int
@@ -35,6 +37,8 @@ class Budget:
     draws: int
     inner_points: int
     samples: int
+    use: float
+    limit_s: int
 
 
 BUDGETS: dict[str, Budget] = {
@@ -51,6 +55,8 @@ BUDGETS: dict[str, Budget] = {
         draws=30,
         inner_points=199,
         samples=100,
+        use=8e10,
+        limit_s=300,
     ),
     "full": Budget(
         images=512,
@@ -65,5 +71,7 @@ BUDGETS: dict[str, Budget] = {
         draws=100,
         inner_points=999,
         samples=1000,
+        use=4e11,
+        limit_s=3600,
     ),
 }

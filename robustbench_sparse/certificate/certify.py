@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -9,17 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from attacks.base import Threat
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.checks import CHECKS
-from robustbench_sparse.certificate.finding import Check, Finding
-from robustbench_sparse.certificate.subject import Found, Subject
+from robustbench_sparse.certificate.finding import Check, Finding, broken_off, skipped
+from robustbench_sparse.certificate.subject import Found, NoGradients, Subject
+from robustbench_sparse.certificate.unharmed import unharmed
+from robustbench_sparse.config.protocol import CERTIFICATE
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.foundation.errors import one_line
 from robustbench_sparse.foundation.files import (
     load_weights,
     read_json,
@@ -27,18 +28,19 @@ from robustbench_sparse.foundation.files import (
     write_atomically,
     write_json,
 )
+from robustbench_sparse.foundation.limits import OutOfTime, limited
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.certificate_record import FORMAT, verdict_of
+from robustbench_sparse.runs.certificate_record import FORMAT, chosen_places
+from robustbench_sparse.runs.evidence import failures, weigh
 from robustbench_sparse.runs.seals import Seals
 
-IMAGE_SEED = 20_004  # a constant: all rows of a benchmark are examined on the same images
+SLOWER = 10  # times what the black box's queries take, which a check may take beside its budget's seconds
 
 
 def chosen_images(data: PreparedData, count: int) -> torch.Tensor:
     """Positions within the test part of the images that are examined: a fixed random choice, ascending."""
-    order = np.random.RandomState(IMAGE_SEED).permutation(data.count("test"))[:count]
-    return torch.from_numpy(np.sort(order).astype(np.int64))
+    return torch.tensor(chosen_places(data.count("test"), count), dtype=torch.int64)
 
 
 def is_stored(folder: Path, key: Mapping[str, Any], level: str) -> bool:
@@ -51,7 +53,7 @@ def is_stored(folder: Path, key: Mapping[str, Any], level: str) -> bool:
 
 
 def _full(key: Mapping[str, Any], level: str) -> dict[str, Any]:
-    return {**key, "level": level, "budget": dataclasses.asdict(BUDGETS[level])}
+    return {**key, "level": level, "version": CERTIFICATE, "budget": dataclasses.asdict(BUDGETS[level])}
 
 
 def certify(
@@ -78,11 +80,12 @@ def certify(
         shutil.rmtree(state, ignore_errors=True)
         write_json(state / "key.json", full_key)
     done: list[dict[str, Any]] = _restored(state, subject)
+    limit = limit_of(subject)
     task = show.start(f"{title} certificate".strip(), len(CHECKS), "checks", len(done))
     try:
         for check in list(CHECKS.values())[len(done) :]:
             began = time.perf_counter()
-            finding = _run(check, subject)
+            finding = _run(check, subject, limit)
             about = {f.name: getattr(check, f.name) for f in dataclasses.fields(check) if f.name != "run"}
             done.append({**about, **finding.record(), "seconds": round(time.perf_counter() - began, 3)})
             # The adversarials first: findings count what is stored.
@@ -94,9 +97,11 @@ def certify(
         task.close()
     certificate = {
         "format": FORMAT,
-        "verdict": verdict_of(done),
-        "flags": [c["id"] for c in done if c["status"] == "failed"],
+        "version": CERTIFICATE,
+        "verdict": weigh(done, len(subject)).verdict,
+        "flags": [c["id"] for c in failures(done)],
         "n": len(subject),
+        "images": [int(i) for i in subject.index],
         "level": level,
         "seconds": round(sum(c["seconds"] for c in done), 1),
         "checks": done,
@@ -109,16 +114,43 @@ def certify(
     return certificate
 
 
-def _run(check: Check, subject: Subject) -> Finding:
+def limit_of(subject: Subject) -> float:
+    """Seconds that a check may take: its budget's, and more where the network is slow.
+
+    A check that does not end must not hold up the row, and an honest check of a large network must end: on top of the
+    budget come ``SLOWER`` times what as many passes take as a black box has queries. Whoever makes a network slow makes
+    its checks no weaker.
+    """
+    rows = subject.x[: subject.batch_size]
+    began = time.perf_counter()
+    with contextlib.suppress(Exception):
+        subject.logits(rows, subject.random("limit", torch.arange(len(rows))))
+    once = (time.perf_counter() - began) * len(subject) / max(1, len(rows))
+    return subject.budget.limit_s + SLOWER * subject.budget.queries * once
+
+
+def _run(check: Check, subject: Subject, limit: float | None = None) -> Finding:
+    """One check; whatever it raises is a finding, but for an interrupt.
+
+    What a check found before its time ran out is forgotten, so that no timing decides a number.
+    """
     subject.check = check.id
+    before = subject.found.copy()
     try:
-        return check.run(subject)
+        with unharmed(subject.model):
+            return check.run(subject) if limit is None else limited(limit, lambda: check.run(subject))
     except KeyboardInterrupt:
         raise
-    except BaseException as e:  # a check that cannot be made, by sys.exit too, is none that passed
-        return Finding(
-            status="failed", done=f"the check itself failed: {type(e).__name__}: {one_line(e)[:300]}"
-        )
+    except OutOfTime as e:
+        subject.found = before
+        out = broken_off(e)
+        return dataclasses.replace(out, done=f"the check ran out of its time limit of {limit:.0f} s")
+    except NoGradients as e:
+        return skipped(str(e))
+    except (
+        BaseException
+    ) as e:  # a check that cannot be made, by sys.exit too, is none that passed, and no evidence
+        return broken_off(e)
     finally:
         subject.check = ""
 

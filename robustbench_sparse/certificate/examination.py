@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from attacks.base import Threat, is_stochastic
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
@@ -68,6 +70,8 @@ class Examination:
         budget = BUDGETS[self.level]
         images = budget.random_images if is_stochastic(judge.model) else budget.images
         positions = chosen_images(judge.data, images)
+        decided = judge.clean()["correct"].notna().tolist()  # nothing can be said of the others
+        positions = positions[torch.tensor(decided)[positions]]
         x, y = judge.data.gather("test", positions)
         recipe = has_recipe(folder)
         weights, claims = folder / names.WEIGHTS, folder / names.SPARSITY
@@ -81,6 +85,7 @@ class Examination:
             undefended=self.kin.undefended,
             claims=read_json(claims) if claims.is_file() else None,
             seeds=self.kin.seeds,
+            images=judge.data,
             data=facts_of(judge.data) if recipe else None,  # who knows what another's network was trained on
         )
         subject = Subject(
@@ -94,6 +99,7 @@ class Examination:
             budget=budget,
             context=context,
             stand_in=judge.stand_in,
+            fresh=judge.fresh,
             batch_size=judge.settings.batch_size,
         )
         certify(subject, folder, self.key(), self.level, judge.show, judge.title)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from robustbench_sparse.certificate.subject import Subject
 
-# reported: a figure without a rule of its own; skipped: the check does not apply here, and `why` says so.
-Status = Literal["passed", "failed", "reported", "skipped"]
+# reported: a figure without a rule of its own; skipped: the check does not apply here, and `why` says so; error: the
+# check itself broke off, which says nothing for the network and nothing against it.
+Status = Literal["passed", "failed", "reported", "skipped", "error"]
+DEEPEST = 12  # calls of a traceback that are kept, the innermost ones
+TORCH_CALLS = "torch/nn/modules/module.py"  # stands between any two modules and says nothing
 Value = float | int | str | bool | None | list[int] | list[float] | list[str]
 
 
@@ -25,12 +30,14 @@ class Finding:
         done: what was done, with its numbers, in one sentence.
         measured: the figures the rule looks at, by name; shares in [0, 1] are named ``..._acc`` or ``..._share``.
         why: for a skipped check the reason; else empty or a remark.
+        traceback: where a check broke off, as text; else empty.
     """
 
     status: Status
     done: str = ""
     measured: Mapping[str, Value] = field(default_factory=dict)
     why: str = ""
+    traceback: str = ""
 
     def record(self) -> dict[str, Any]:
         """As plain values."""
@@ -48,6 +55,28 @@ class Finding:
 def skipped(why: str) -> Finding:
     """A check that does not apply here."""
     return Finding(status="skipped", why=why)
+
+
+def broken_off(e: BaseException) -> Finding:
+    """A check that could not be made to its end because something was raised; its traceback without folders."""
+    frames = [f for f in traceback.extract_tb(e.__traceback__) if not f.filename.endswith(TORCH_CALLS)]
+    lines = [
+        f"{_place(f.filename)}:{f.lineno} in {f.name}: {f.line or ''}".rstrip(": ") for f in frames[-DEEPEST:]
+    ]
+    what = f"{type(e).__name__}: {one_line(e)[:300]}"
+    return Finding(status="error", done=f"the check broke off: {what}", traceback="\n".join([*lines, what]))
+
+
+def _place(path: str) -> str:
+    """A file's path from its package on: where a machine keeps its packages is no one's business."""
+    parts = PurePath(path).parts
+    for known in ("site-packages", "dist-packages"):
+        if known in parts:
+            return "/".join(parts[len(parts) - parts[::-1].index(known) :])
+    for known in ("robustbench_sparse", "attacks", "defenses"):
+        if known in parts:
+            return "/".join(parts[len(parts) - 1 - parts[::-1].index(known) :])
+    return parts[-1] if parts else ""
 
 
 def ruled(passes: bool, done: str, measured: Mapping[str, Value], why: str = "") -> Finding:

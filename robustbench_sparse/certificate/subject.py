@@ -24,12 +24,17 @@ from attacks.base import (
     is_stochastic,
     noise_from,
 )
+from attacks.losses import LOSSES
 from attacks.pgd import PGD
+from attacks.square import Square
 from robustbench_sparse.certificate.budget import Budget
 from robustbench_sparse.config.plan import AttackPlan
+from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork, confirmed, logits_in_parts
-from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.limits import OutOfTime
 from robustbench_sparse.foundation.paired import interval
+from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.judging.judge import inside
 
 
@@ -51,6 +56,10 @@ class Attacked:
         return self.correct.mean().item()
 
 
+class NoGradients(UserError):
+    """The network gives no gradient that an attack could follow."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What is known of the row beside its network; every part may be missing for a foreign network.
@@ -65,6 +74,7 @@ class Context:
         undefended: the row has no defense: it is its own twin.
         claims: what the row claims of its sparsity: the content of ``sparsity.json``.
         seeds: seeds of the benchmark.
+        images: where images that are no test images come from.
         data: positions and hashes of what was trained and selected on; see ``seeds_and_data.DataFacts``.
     """
 
@@ -77,6 +87,7 @@ class Context:
     undefended: bool = False
     claims: Mapping[str, Any] | None = None
     seeds: int = 1
+    images: PreparedData | None = None
     data: Any = None
 
 
@@ -94,6 +105,7 @@ class Subject:
         budget: sizes of the checks.
         context: what else is known.
         stand_in: a fast copy that gradient attacks climb on; verdicts are the model's.
+        fresh: the network as it was before its first query; made here if None.
         batch_size: images sent through at once.
 
     Attributes:
@@ -116,8 +128,10 @@ class Subject:
         budget: Budget,
         context: Context | None = None,
         stand_in: FastNetwork | None = None,
+        fresh: Fresh | None = None,
         batch_size: int = 256,
     ) -> None:
+        self.fresh = fresh or Fresh(model)
         self.model, self.x, self.y, self.index = model, x, y, index
         self.threat, self.classes, self.seed, self.budget = threat, classes, seed, budget
         self.context = context or Context()
@@ -130,6 +144,7 @@ class Subject:
         self.check = ""  # id of the check at work: whose adversarials are found
         self.clean = self.judged(x, "clean")
         self._white: Attacked | None = None
+        self._no_gradient: str | None = None
         self._unbounded: tuple[Attacked, Attacked] | None = None
 
     def __len__(self) -> int:
@@ -192,7 +207,7 @@ class Subject:
         random = self.random(f"{name}/judge", rows)
         draws = (draws or self.draws) if self.stochastic else 1
         total = torch.zeros(len(y), device=y.device)
-        for _ in range(draws):
+        for _ in range(draws if len(y) else 0):
             logits = self.logits(x, random)
             if not bool(logits.isfinite().all()):
                 raise UserError(f"{self.check or name}: the network's logits are not finite")
@@ -206,6 +221,34 @@ class Subject:
         y = self.y if rows is None else self.y[rows]
         seen = SeesCopies(network or self.model)
         return input_gradient(seen, x, y, loss, self.random(name, rows), self.eot)
+
+    def unavailable(self, rows: Tensor) -> str:
+        """Why no gradient can be computed at some images; an empty string where it can."""
+        for name in ("ce", "margin"):
+            try:
+                slope, _, _ = self.gradient(self.x[rows], "available", LOSSES[name], rows)
+            except (KeyboardInterrupt, OutOfTime):
+                raise
+            except BaseException as e:  # whatever a foreign network's backward pass raises
+                return f"{type(e).__name__}: {one_line(e)[:120]}"
+            if not bool(slope.isfinite().all()):
+                return f"the gradient of the {'cross-entropy' if name == 'ce' else 'margin'} is not finite"
+        return ""
+
+    @property
+    def no_gradient(self) -> str:
+        """Why gradients cannot be had at the first two images that are classified right; empty where they can."""
+        if self._no_gradient is None:
+            rows = self.correct_rows[:2]
+            self._no_gradient = self.unavailable(rows) if len(rows) else ""
+        return self._no_gradient
+
+    def require_gradient(self) -> None:
+        """Raise NoGradients where gradients cannot be had."""
+        if self.no_gradient:
+            raise NoGradients(
+                f"the network gives no gradient ({self.no_gradient}), and this needs one: see G2"
+            )
 
     # Attacks --------------------------------------------------------------------------------------------
 
@@ -231,9 +274,9 @@ class Subject:
         """
         rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
         threat = threat or self.threat
-        parts = [self._attack(attack, name, part, threat, on) for part in torch.split(rows, self.batch_size)]
-        if not parts:
+        if len(rows) == 0:  # not every network takes an empty batch
             return Attacked(self.x[:0], self.clean[:0])
+        parts = [self._attack(attack, name, part, threat, on) for part in torch.split(rows, self.batch_size)]
         out = Attacked(torch.cat([p.candidate for p in parts]), torch.cat([p.correct for p in parts]))
         self.note(rows, out.candidate, out.correct)
         return out
@@ -241,6 +284,8 @@ class Subject:
     def _attack(
         self, attack: Attack, name: str, rows: Tensor, threat: Threat, on: nn.Module | None
     ) -> Attacked:
+        if on is None and not attack.black_box:
+            self.require_gradient()
         network = on or (self.model if attack.black_box else self.network)
         x, y = self.x[rows], self.y[rows]
         random = self.random(name, rows)
@@ -279,9 +324,9 @@ class Subject:
         correct = self.clean.clone()
         for plan in self.context.plans:
             table = self.context.outcomes.get(plan.label)
-            if table is None:
+            if table is None or "adv_correct" not in table:  # it crashed before any verdict
                 continue
-            mine = table.set_index("index").loc[self.index.tolist()]
+            mine = table.set_index("index").reindex(self.index.tolist())
             size = torch.tensor(mine[self.threat.norm].to_numpy(), dtype=torch.float64)
             share = torch.tensor(mine["adv_correct"].to_numpy(), dtype=torch.float32)
             legal = (size <= self.threat.reach) & share.isfinite()
@@ -309,10 +354,16 @@ class Subject:
         threat: Threat | None = None,
         on: nn.Module | None = None,
     ) -> Attacked:
-        """The battery, attack after attack; on a network that is not random each sees what remains."""
+        """The battery, attack after attack; on a network that is not random each sees what remains.
+
+        A network without gradients is left to a black box.
+        """
         rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
         candidate, correct = self.x[rows].clone(), self.clean[rows].clone()
-        for kind, attack in self.battery():
+        battery = self.battery()
+        if on is None and self.no_gradient:
+            battery = [("square", Square(queries=self.budget.queries, eot=max(1, self.eot // 4)))]
+        for kind, attack in battery:
             remaining = (correct > 0).nonzero().flatten()
             if len(remaining) == 0:
                 break
@@ -350,6 +401,8 @@ class Subject:
             if len(remaining) == 0:
                 break
             assert isinstance(attack, APGD)
+            if self.no_gradient:
+                break
             harder = APGD(
                 steps=2 * attack.steps,
                 restarts=5 if i < 2 else 1,
@@ -402,6 +455,12 @@ class Found:
         self.candidate = x.clone()
         self.correct = torch.full((len(x),), math.inf, device=x.device)
         self.by = [""] * len(x)
+
+    def copy(self) -> Found:
+        """The same, which later finds do not change."""
+        out = Found(self.candidate)
+        out.correct, out.by = self.correct.clone(), list(self.by)
+        return out
 
     def update(self, rows: Tensor, candidate: Tensor, correct: Tensor, check: str) -> None:
         """Show candidates of some images; see the class."""

@@ -68,6 +68,8 @@ def compare(
     table = comparison.compare_runs(first, second, attack)
     if form == "csv":
         sys.stdout.write(to_csv(table))
+        if table.attrs["note"]:
+            typer.echo(table.attrs["note"], err=True)
     else:
         sys.stdout.write(comparison.text_of(table, str(first), str(second)))
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,6 @@ Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 RESAMPLES = 10_000
 _SEED = 20_003  # of the bootstrap and the permutations: the same verdicts give the same figures
 _BLOCK = 1024  # images that are compared at once; of a few hundred rows they fit a cache
-_ROUNDING = (
-    1e-9  # far above what sums of a million shares in [0, 1], divided by their number, lose to rounding
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,33 +125,7 @@ def mcnemar(b: int, c: int) -> float:
     return float(binomtest(b, b + c, 0.5).pvalue)
 
 
-def ranks(rows: Sequence[Sequence[float]]) -> list[int]:
-    """Ranks with ties: 1 + the number of rows that are better by more than chance.
-
-    A row is better than another when the paired interval of their difference lies above 0.
-
-    Args:
-        rows: the verdicts of each row on the same images, each in [0, 1].
-
-    Raises:
-        ValueError: for different lengths or verdicts outside [0, 1].
-    """
-    verdicts = _stacked(rows)
-    images = verdicts.shape[1]
-    if images == 0:
-        return [1] * len(rows)
-    gains = (_gains(verdicts) + 1) / (images + 2)
-    gap = gains - gains.T
-    half = _z(0.95) * np.sqrt((gains + gains.T - gap**2) / (images + 2))
-    low = gap - half
-    better = low > 0
-    # Sums of shares depend on their order: what is too close to call is counted by itself, as `interval` does.
-    for i, j in np.argwhere(np.abs(low) < _ROUNDING):
-        better[i, j] = _interval(verdicts[i] - verdicts[j])[0] > 0
-    return [1 + int(count) for count in better.sum(axis=0)]
-
-
-def _stacked(rows: Sequence[Sequence[float]]) -> Table:
+def stacked(rows: Sequence[Sequence[float] | np.ndarray[Any, Any]]) -> Table:
     """All rows' verdicts, checked, as an array (rows, images)."""
     arrays = [np.asarray(row, dtype=np.float64) for row in rows]
     shape = arrays[0].shape if arrays else (0,)
@@ -167,7 +139,7 @@ def _stacked(rows: Sequence[Sequence[float]]) -> Table:
     return verdicts
 
 
-def _gains(verdicts: Table) -> Table:
+def gains_of(verdicts: Table) -> Table:
     """Entry (i, j): what row i has more than row j, summed over the images where it has more.
 
     Exact for verdicts of 0 and 1. Takes the images in blocks: memory for the square of the rows, and no more than a

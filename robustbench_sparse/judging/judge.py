@@ -7,9 +7,10 @@ and judged again; a crash or a value that is not finite leaves the image without
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ from robustbench_sparse.engine.fast import FastNetwork, Precision, confirmed, lo
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Progress
+from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcome_store import JudgesBatch, OutcomeStore, Wanted
-from robustbench_sparse.runs.outcomes import unchanged
+from robustbench_sparse.runs.outcomes import UNDECIDED, unchanged
 from robustbench_sparse.runs.provenance import code_of
 
+# torch's words where nothing leads from the loss back to the images.
+_NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
 BOX_SLACK = 1e-6  # rounding of x + delta in float32
 
 
@@ -104,6 +108,7 @@ class Judge:
         title: the bars' title.
         stand_in: a copy of the model that attacks climb on instead; verdicts are the model's own. Images that only
             the copy gets wrong are attacked again on the model.
+        fresh: the model as it was before its first query; made here if None.
     """
 
     def __init__(
@@ -116,7 +121,9 @@ class Judge:
         show: Progress,
         title: str = "",
         stand_in: FastNetwork | None = None,
+        fresh: Fresh | None = None,
     ) -> None:
+        self.fresh = fresh or Fresh(model)
         self.stand_in = stand_in
         self.model, self.data, self.settings = model, data, settings
         self.identity, self.show, self.title = identity, show, title
@@ -134,10 +141,15 @@ class Judge:
     # What is called -------------------------------------------------------------------------------------
 
     def clean(self) -> pd.DataFrame:
-        """Verdicts on the clean images: index, label, pred, correct (share of draws), forward."""
+        """Verdicts on the clean images: index, label, pred, correct (share of draws), forward, status.
+
+        An image whose logits are not finite is alone without a verdict, here and under every attack.
+        """
 
         def judge(index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
-            return self.records(index, x, y, names.CLEAN)
+            table = self.records(index, x, y, names.CLEAN)
+            table["status"] = table["status"].replace("nonfinite", UNDECIDED)
+            return table
 
         return self._collect(names.CLEAN, self.key(None), judge, {})
 
@@ -244,7 +256,8 @@ class Judge:
         # add noise measure an average, not a worst case, and see every image; so do those that start from the
         # network's own prediction, right or wrong.
         skips = not self.stochastic and not plan.attack.weak and plan.attack.reference == "label"
-        skip = (clean_correct == 0) & skips
+        undecided = torch.tensor((clean["status"] == UNDECIDED).to_numpy())
+        skip = ((clean_correct == 0) & skips) | undecided
         todo = (~skip).nonzero().flatten().to(x.device)
         seed, streams = self.settings.seed, f"attack/{plan.label}"
         counter = PassCounter(attacked).eval()
@@ -252,7 +265,8 @@ class Judge:
         if len(todo):
             random = SampleRandom.for_images(seed, streams, index[todo.cpu()].tolist())
             given = x[todo]
-            found = plan.attack(counter, given, y[todo], plan.threat, random)
+            with _told(plan):
+                found = plan.attack(counter, given, y[todo], plan.threat, random)
             candidate[todo] = check_candidate(found, given).detach().to(x)
         count = max(len(todo), 1)
 
@@ -269,7 +283,7 @@ class Judge:
                 candidate[ball] = plan.threat.project(candidate[ball], x[ball])
         random = SampleRandom.for_images(seed, f"judge/{plan.label}", index.tolist())
         pred, correct, finite_out = self.verdict(candidate, y, random)
-        judged = finite.cpu() & finite_out
+        judged = finite.cpu() & finite_out & ~undecided
         delta = candidate - x
         distance = torch.where(correct <= 0.5, plan.threat.size(delta).cpu(), math.inf)
         far_correct = correct.clone()
@@ -297,7 +311,7 @@ class Judge:
                 # Averages over the images of the batch that were attacked.
                 "forward": [0.0 if s else counter.forwards / count for s in skip.tolist()],
                 "backward": [0.0 if s else counter.backwards / count for s in skip.tolist()],
-                "status": statuses(judged, ball, box),
+                "status": statuses(judged, ball, box, undecided),
             }
         )
         return table, candidate
@@ -362,6 +376,20 @@ class Judge:
         return self.store.collect(wanted, batches, self.data.count("test"), judge)
 
 
+@contextlib.contextmanager
+def _told(plan: AttackPlan) -> Iterator[None]:
+    """Say in plain words what torch says of a network that cannot be differentiated with respect to its images."""
+    try:
+        yield
+    except RuntimeError as e:
+        if any(text in str(e) for text in _NO_GRADIENT):
+            raise RuntimeError(
+                f"the network gives no gradient with respect to its images, which {plan.name} needs: what attacks "
+                "without gradients find, such as square, is all that is known of it"
+            ) from e
+        raise
+
+
 def images_key(data: PreparedData) -> str:
     """Names the test images that are judged."""
     return hashlib.sha256(data.test_indices.numpy().tobytes()).hexdigest()[:16]
@@ -372,13 +400,18 @@ def where(values: Tensor, judged: Tensor) -> list[float | None]:
     return [v if ok else None for v, ok in zip(values.tolist(), judged.tolist(), strict=True)]
 
 
-def statuses(judged: Tensor, ball: Tensor | None = None, box: Tensor | None = None) -> list[str]:
-    """What an outcome says of each image: judged or not, and whether the candidate had left ball or box; (B,) each."""
+def statuses(
+    judged: Tensor, ball: Tensor | None = None, box: Tensor | None = None, undecided: Tensor | None = None
+) -> list[str]:
+    """What an outcome says of each image: judged or not, and whether the candidate had left ball or box; (B,) each.
+
+    ``undecided`` are those that the network gives no finite logits for as they are.
+    """
     inside = torch.zeros_like(judged)
-    far, out = (inside if t is None else t for t in (ball, box))
+    far, out, never = ((inside if t is None else t).tolist() for t in (ball, box, undecided))
     return [
-        "nonfinite" if not ok else "outside_ball" if f else "outside_box" if o else "ok"
-        for ok, f, o in zip(judged.tolist(), far.tolist(), out.tolist(), strict=True)
+        UNDECIDED if n else "nonfinite" if not ok else "outside_ball" if f else "outside_box" if o else "ok"
+        for ok, f, o, n in zip(judged.tolist(), far, out, never, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from robustbench_sparse.config.protocol import protocol
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.paired import compare
 from robustbench_sparse.foundation.texts import printable
@@ -27,17 +28,25 @@ def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.Dat
         One row per column: ``attack``; ``n``; ``first`` and ``second``, percent right; ``difference``, ``low``,
         ``high``, percentage points, first minus second, with its 95 % interval; ``p`` of the paired test; ``lost``
         and ``won``, how many images only the first, only the second has right; ``flips``, their positions in the
-        data set, those lost with a minus.
+        data set, those lost with a minus. Where the two were judged by different protocols, ``worst`` is left out,
+        and ``attrs["note"]`` says so. A number that stands on the examined images alone is compared on these.
 
     Raises:
-        UserError: for folders without outcomes, other images, or a column that one of them lacks.
+        UserError: for folders without outcomes, other images, or a column that one of them lacks; for ``worst`` where
+            the two were judged by different protocols.
     """
-    (name_a, a), (name_b, b) = _read(first), _read(second)
+    (name_a, protocol_a, a), (name_b, protocol_b, b) = _read(first), _read(second)
     if a.index != b.index:
         raise UserError(
             f"{name_a} and {name_b}: judged on different images; only the same ones can be paired"
         )
     shared = [label for label in a.columns if label in b.columns]
+    note = ""
+    if protocol_a != protocol_b:
+        note = f"judged by different protocols ({protocol_a} and {protocol_b}): their worst cases are not compared"
+        if attack == "worst":
+            raise UserError(f"{name_a} and {name_b}: {note}")
+        shared = [label for label in shared if label != "worst"]
     if attack is not None:
         if attack not in shared:
             raise UserError(
@@ -46,14 +55,16 @@ def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.Dat
         shared = [attack]
     rows = []
     for label in shared:
-        found = compare(a.columns[label].tolist(), b.columns[label].tolist())
-        flips = [f"-{a.index[i]}" for i in found.lost] + [f"+{a.index[i]}" for i in found.won]
+        places = _places(label, a, b)
+        one, other = (v.columns[label].iloc[places] for v in (a, b))
+        found = compare(one.tolist(), other.tolist())
+        flips = [f"-{a.index[places[i]]}" for i in found.lost] + [f"+{a.index[places[i]]}" for i in found.won]
         rows.append(
             {
                 "attack": label,
                 "n": found.n,
-                "first": 100 * float(a.columns[label].mean()),
-                "second": 100 * float(b.columns[label].mean()),
+                "first": 100 * float(one.mean()),
+                "second": 100 * float(other.mean()),
                 "difference": 100 * found.difference,
                 "low": 100 * found.low,
                 "high": 100 * found.high,
@@ -64,7 +75,16 @@ def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.Dat
             }
         )
     table: pd.DataFrame = pd.DataFrame(rows)
+    table.attrs["note"] = note
     return table
+
+
+def _places(label: str, a: Verdicts, b: Verdicts) -> list[int]:
+    """Places of the images on which both numbers of a column stand."""
+    places = set(range(len(a.index)))
+    for verdicts_ in (a, b) if label == "worst" else ():
+        places &= places if verdicts_.stands is None else set(verdicts_.stands)
+    return sorted(places)
 
 
 def text_of(table: pd.DataFrame, first: str, second: str) -> str:
@@ -77,6 +97,8 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
         "paired test (McNemar's exact one, or a permutation for random networks).",
         "",
     ]
+    note = table.attrs.get("note")
+    lines[2:2] = [note[0].upper() + note[1:] + "."] if note else []
     heads = ["", "first", "second", "difference", "interval", "p", "lost", "won"]
     rows = []
     for row in table.to_dict("records"):
@@ -95,9 +117,10 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(path: Path) -> tuple[str, Verdicts]:
-    name = check_run_folder(path)
-    found = verdicts(path, read_manifest(path.absolute().parent.parent))
+def _read(path: Path) -> tuple[str, str, Verdicts]:
+    """A run's id, its protocol and its verdicts."""
+    name, manifest = check_run_folder(path), read_manifest(path.absolute().parent.parent)
+    found = verdicts(path, manifest)
     if "clean" not in found.columns:
         raise UserError(f"{path}: {'; '.join(found.gaps)}")
-    return name, found
+    return name, protocol(manifest, found.certificate.version if found.certificate.checks else 0), found

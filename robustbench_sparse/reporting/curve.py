@@ -16,7 +16,7 @@ from robustbench_sparse.reporting.plots import new_figure, save
 from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
-from robustbench_sparse.runs.outcomes import reach_of, verdicts
+from robustbench_sparse.runs.outcomes import counted_as_wrong, reach_of, verdicts
 
 POINTS = 21
 
@@ -143,6 +143,7 @@ def _threat_of(about: dict[str, Any], attack: str) -> dict[str, Any]:
 def _outcome_of(path: Path, norm: str) -> pd.DataFrame:
     """An outcome's verdicts and norms, as numbers."""
     table = pd.read_csv(path)
+    counted_as_wrong(table)
     columns = ["distance", "far_correct", "adv_correct", norm]
     missing = [c for c in columns if c not in table.columns]
     if missing or table[columns].isna().any(axis=None):

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.runs.certificate_record import failures, read_certificate
+from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.runs.certificate_record import read_certificate
+from robustbench_sparse.runs.evidence import CORRECTED, TOLERANCE, Evidence, failures
 
-SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped"}
+SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped", "error": "ERROR"}
+BROKEN_OFF = "the check itself broke off: no evidence for the network, and none against it"
 
 
 WIDTH = 100
@@ -29,15 +31,18 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         )
         raise UserError(f"{run}: {c.note or 'no certificate'}; {hint}")
     counts = {s: sum(check["status"] == s for check in c.checks) for s in SYMBOLS}
-    counts["failed"] = len(failures(c.checks))
+    counts["failed"] = len(failures(c.checks)) - counts["error"]
+    broke_off = f", {counts['error']} broke off" if counts["error"] else ""
     lines = [
         f"{run.name}: {c.verdict}",
         f"certificate {c.level}, {c.n} test images, {c.seconds:.0f} s: {counts['passed']} checks passed, "
-        f"{counts['failed']} failed, {counts['reported']} reported, {counts['skipped']} did not apply",
+        f"{counts['failed']} failed, {counts['reported']} reported, {counts['skipped']} did not apply"
+        f"{broke_off}",
     ]
     broken = sum(r < 0.5 for r in c.found.values())
     lines += [
         f"{broken} of these images are broken by the checks' own adversarials, which `worst` counts",
+        *(textwrap.fill(text, WIDTH) for text in evidence_text(c.evidence, c.n)),
         "",
     ]
     for check in c.checks:
@@ -49,8 +54,8 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
             ("found", measured_text(check["measured"])),
             ("note", check["why"]),
             ("rule", check["rule"] + (" (a failure refutes the row)" if check["refutes"] else "")),
-            ("means", check["meaning"] if check["status"] != "skipped" else ""),
-            ("next", check["advice"] if failures([check]) else ""),
+            ("means", _meaning(check)),
+            ("next", check["advice"] if failures([check]) and check["status"] != "error" else ""),
             ("source", check["source"]),
         ]
         if check["status"] in ("passed", "reported"):
@@ -60,8 +65,39 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
                 lines += textwrap.wrap(
                     text, WIDTH, initial_indent=f"    {name:<8}", subsequent_indent=" " * 12
                 )
+        traceback = str(check.get("traceback", "")).splitlines()
+        lines += [f"    {'raised' if i == 0 else '':<8}{one_line(text)}" for i, text in enumerate(traceback)]
         lines.append("")
     return "\n".join(lines)
+
+
+def evidence_text(e: Evidence, n: int) -> list[str]:
+    """What failed checks come to, in sentences: whether the number was lowered, what that answers, what it does not."""
+    out = []
+    if e.lowered and e.reported is not None and e.worst is not None:
+        out.append(
+            f"The checks' adversarials lower the number from {100 * e.reported:.1f} to {100 * e.worst:.1f} % on these "
+            f"{n} images. `worst` is the rate on them alone, as the other test images were not attacked like that."
+        )
+    if e.answered:
+        why = "the number explains what they found"
+        if e.nothing_left:
+            why = f"by no more than chance are over {100 * TOLERANCE:g} % of the images left to break"
+        out.append(f"Failed, and answered, since {why}: {', '.join(e.answered)}.")
+    if e.doubts:
+        named = ", ".join(f"{c['id']} ({c['title']})" for c in e.doubts)
+        out.append(f"Still in doubt: {named}.")
+    elif e.verdict == CORRECTED and not e.nothing_left:
+        out.append(
+            "Still in doubt: whether a stronger attack would find more than the one that lowered the number."
+        )
+    return out
+
+
+def _meaning(check: Mapping[str, Any]) -> str:
+    if check["status"] == "error":
+        return BROKEN_OFF
+    return str(check["meaning"]) if check["status"] != "skipped" else ""
 
 
 def measured_text(measured: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ results/<benchmark>/runs/<run id>/outcomes/<label>.csv  one line per image; <lab
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from typing_extensions import TypedDict  # pydantic takes typing's own from Pyth
 from robustbench_sparse.config.columns import (
     BELIEF,
     COUNTS,
+    DETECTABLE,
     IDENTITY,
     PUBLISHED,
+    RANKS,
     SECONDS,
     SPARSITIES,
     TRAIN,
@@ -30,9 +31,9 @@ from robustbench_sparse.config.columns import (
 from robustbench_sparse.engine.autotune import known
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_as
-from robustbench_sparse.foundation.paired import ranks
+from robustbench_sparse.reporting.ranks import rank
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.certificate_record import NOT_CHECKED, REFUTED, worst_verdict
+from robustbench_sparse.runs.evidence import NOT_CHECKED, worst_verdict
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.names import RECORD
 from robustbench_sparse.runs.outcomes import because, rates
@@ -97,10 +98,10 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     method claims is refused: it has no numbers.
     ``train_accuracy`` is that of the selected epoch, on the minibatches as they were trained on.
 
-    ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed. ``rank`` goes by
-    ``worst`` among the rows of the same seed: 1 + the number of rows that are better by more than chance (the paired 95
-    % interval of their difference lies above 0), so rows that cannot be told apart share a rank. Refuted rows share the
-    last one. ``rank_seeds`` is the same for the mean over the seeds.
+    ``verdict`` says whether the row's robustness can be believed, ``flags`` which checks failed, ``protocol`` what it
+    was judged by. Where the checks' adversarials lower the number by more than chance, ``worst`` stands on the images
+    that they examined, ``worst_n`` of them. Ranks are ``ranks.rank``'s: ``rank`` among the rows of the same seed
+    and protocol, ``rank_seeds`` for the mean over the seeds.
 
     Args:
         folder: ``results/<benchmark>``.
@@ -113,14 +114,14 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     manifest = read_manifest(folder)
     labels: list[str] = manifest["attacks"]
     rows = [_row(folder, manifest, entry) for entry in _chosen(folder, manifest, only)]
-    _rank(rows)
+    rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     restores = manifest["task"] == "restore"
     measured = restored_columns(labels) if restores else ["clean", *labels, "worst", *manifest["shifts"]]
     rates = [c for name in measured for c in (name, f"{name}_lo", f"{name}_hi")]
     metrics = [*measured, *SPARSITIES, *TRAIN]
     published = [f"{PUBLISHED}{c}" for c in [*metrics, *sorted(wanted - {*metrics})] if c in wanted]
-    floats = [*rates, *SPARSITIES, *TRAIN, *published, *SECONDS]
+    floats = [*rates, *DETECTABLE, *SPARSITIES, *TRAIN, *published, *SECONDS]
     table = pd.DataFrame(
         rows,
         columns=[
@@ -130,7 +131,7 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
     )  # fmt: skip
     types = {
         **dict.fromkeys(floats, "float64"),
-        **dict.fromkeys(("seed", "n", "rank", "rank_seeds", *COUNTS), "Int64"),
+        **dict.fromkeys(("seed", "n", "worst_n", *RANKS, *COUNTS), "Int64"),
     }
     typed: pd.DataFrame = table.astype(types)
     return typed
@@ -185,10 +186,17 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
             row[column] = next((v for v in group[column] if v), "")
         row["n"] = group["n"].iloc[0] if group["n"].nunique(dropna=False) == 1 else pd.NA
         if "verdict" in group:
-            row["rank"] = group["rank_seeds"].iloc[0]
+            for column in (c for c in ("rank", "rank_high", "detectable") if c in group):
+                row[column] = group[
+                    column.replace("rank", "rank_seeds").replace("detectable", "detectable_seeds")
+                ].iloc[0]
             verdicts = [v for v in group["verdict"] if v]  # none of networks that no check is made for
             row["verdict"] = worst_verdict(verdicts) if verdicts else ""
             row["flags"] = " ".join(dict.fromkeys(" ".join(group["flags"]).split()))
+            if "worst_n" in group:
+                row["worst_n"] = group["worst_n"].min(skipna=False)
+            if "protocol" in group:
+                row["protocol"] = " ".join(dict.fromkeys(p for p in group["protocol"] if p))
         for column in averaged:
             row[f"{column}_mean"] = group[column].mean(skipna=False)
             row[f"{column}_std"] = group[column].std(ddof=1, skipna=False)
@@ -202,43 +210,15 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     front = ["benchmark", "run", "dataset", "model", "defenses", "precision", "seeds", "n"]
     pairs = [f"{c}_{kind}" for c in averaged for kind in ("mean", "std")]
     published = [c for c in table.columns if c.startswith(PUBLISHED)]
-    belief = [c for c in ("rank", "verdict", "flags") if c in table.columns]
+    known = ("worst_n", "rank", "rank_high", "detectable", "verdict", "flags", "protocol")
+    belief = [c for c in known if c in table.columns]
     out = pd.DataFrame(rows, columns=[*front, *pairs, *belief, *published, "status"])
     types = {
-        **dict.fromkeys(("n", "seeds", *belief[:1]), "Int64"),
-        **dict.fromkeys([*pairs, *published], "float64"),
+        **dict.fromkeys(("n", "seeds", *(c for c in ("worst_n", *RANKS) if c in belief)), "Int64"),
+        **dict.fromkeys([*pairs, *published, *(c for c in DETECTABLE if c in belief)], "float64"),
     }
     typed: pd.DataFrame = out.astype(types)
     return typed
-
-
-def _rank(rows: list[dict[str, Any]]) -> None:
-    """Give every row with a worst case its rank among those of its seed, and over all seeds; see ``tabulate``."""
-    runs, seeds = ({row[k]: None for row in rows} for k in ("run", "seed"))
-    of = {(row["run"], row["seed"]): row for row in rows}
-    for chosen, column in [*(([seed], "rank") for seed in seeds), (list(seeds), "rank_seeds")]:
-        means: dict[str, Sequence[float]] = {}
-        refuted = []
-        for run in runs:
-            mine = [of.get((run, seed), {}) for seed in chosen]
-            worst = [row["_worst"] for row in mine if "_worst" in row]
-            if len(worst) < len(chosen):
-                continue
-            if any(row["verdict"] == REFUTED for row in mine):
-                refuted.append(run)
-            elif len({len(w) for w in worst}) == 1:
-                count = len(worst)  # one seed's verdicts are their own mean
-                means[run] = (
-                    worst[0] if count == 1 else [math.fsum(v) / count for v in zip(*worst, strict=True)]
-                )
-        comparable = len({len(m) for m in means.values()}) <= 1
-        given = dict(zip(means, ranks(list(means.values())), strict=True)) if comparable else {}
-        given |= dict.fromkeys(refuted, len(means) + 1)
-        for run, seed in of:
-            if seed in chosen:
-                of[run, seed][column] = given.get(run, pd.NA)
-    for row in rows:
-        row.pop("_worst", None)
 
 
 def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +233,7 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         "precision": "",
         "verdict": NOT_CHECKED if manifest["task"] == "classify" else "",  # checks are of classifiers
         "flags": "",
+        "protocol": "",
         "asked": "",
         "run_id": entry["run_id"],
         "commit": "",

@@ -19,6 +19,7 @@ from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.sparsity.claims import POINTS
 
 _EQUAL = ("parameters", "macs")
+_WITHOUT_ATTACKS = ("clean", *SPARSITIES, *_EQUAL)
 _NOT_COMPARED = {
     *(*IDENTITY, *SECONDS, *BELIEF, *TRAIN),
     *("seeds", "status", "run_id", "commit", "asked", "nonzero_parameters", "sparse_macs"),
@@ -54,6 +55,8 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
     * A sparsity differs when it is off by more than 0.1 percentage points; ``parameters`` and ``macs`` when
       they are not equal.
     * A row or column that is gone, or a cell that became empty, is a difference. New ones are not.
+    * Rows that both say by which protocol they were judged are not compared under attack where these are different:
+      that is a difference of its own. All else is compared. ``worst`` stands on ``worst_n`` images, where that is said.
 
     Args:
         measured: a benchmark's folder, a leaderboard as CSV, or the table of ``leaderboard.tabulate``.
@@ -87,8 +90,25 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
         if rows.empty:
             out.append(_difference(run, "", math.nan, math.nan, "the row is gone"))
             continue
-        out += [d for c in columns if (d := _compare(run, c, row, rows)) is not None]
+        kept, other = _comparable(run, columns, row, rows)
+        out += other
+        out += [d for c in kept if (d := _compare(run, c, row, rows)) is not None]
     return out
+
+
+def _comparable(
+    run: str, columns: Sequence[str], row: pd.Series[Any], rows: pd.DataFrame
+) -> tuple[list[str], list[Difference]]:
+    """The columns that a row's protocol allows to compare, and a difference where that is not all of them."""
+    if "protocol" not in row.index or "protocol" not in rows.columns:
+        return list(columns), []
+    wanted = "" if pd.isna(row["protocol"]) else str(row["protocol"])
+    found = " ".join(dict.fromkeys(str(p) for p in rows["protocol"].dropna() if p))
+    kept = [c for c in columns if c in _WITHOUT_ATTACKS]
+    if not wanted or not found or wanted == found or len(kept) == len(columns):
+        return list(columns), []
+    problem = f"judged by {found}, the reference by {wanted}: not compared under attack"
+    return kept, [_difference(run, "protocol", math.nan, math.nan, problem)]
 
 
 def text_of(differences: Sequence[Difference]) -> str:
@@ -119,10 +139,14 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
         if abs(value - wanted) <= POINTS + 1e-9:
             return None
         return _difference(run, column, wanted, value, f"more than {POINTS} points apart")
-    images = float(rows["n"].min(skipna=False)) if "n" in rows.columns else math.nan
+    counted = "worst_n" if column == "worst" and "worst_n" in rows.columns else "n"
+    images = float(rows[counted].min(skipna=False)) if counted in rows.columns else math.nan
     if math.isnan(images):
         return _difference(run, column, wanted, value, "the measured row has no n")
-    low, high = _interval(value, int(images), wanted, row.get("n"))
+    known = row.get("worst_n") if column == "worst" else None
+    low, high = _interval(
+        value, int(images), wanted, row.get("n") if known is None or pd.isna(known) else known
+    )
     if low <= 0 <= high:
         return None
     return _difference(
@@ -168,8 +192,9 @@ def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
     out["run"] = [printable(run) for run in out["run"]]
     if "seed" in out.columns:
         out["seed"] = _seeds(out["seed"], name)
-    if "n" in out.columns:
-        out["n"] = _numbers(out["n"], name, (1, 2**53), "numbers of images >= 1")
+    for column in ("n", "worst_n"):
+        if column in out.columns:
+            out[column] = _numbers(out[column], name, (1, 2**53), "numbers of images >= 1")
     keys = [key for key in ("benchmark", "run", "seed") if key in out.columns]
     again = out[out.duplicated(keys)]
     if len(again):

@@ -12,13 +12,14 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from robustbench_sparse.config.columns import BELIEF, MSE, PUBLISHED, SECONDS, SPARSITIES
+from robustbench_sparse.config.columns import MSE, PUBLISHED, SECONDS, SPARSITIES
 from robustbench_sparse.foundation import texts
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import write_text
 from robustbench_sparse.foundation.texts import markdown, printable
 from robustbench_sparse.reporting import render
 from robustbench_sparse.reporting.leaderboard import aggregate, rates_of, tabulate
+from robustbench_sparse.reporting.ranks import notes_of
 from robustbench_sparse.reporting.render import Column
 from robustbench_sparse.runs import names
 
@@ -66,7 +67,8 @@ def to_markdown(tables: Sequence[pd.DataFrame]) -> str:
     for table in tables:
         columns = [*columns_of(table, full=True, document=True), _plain(table, "status", False)]
         name, caption = title_of(table)
-        parts.append(f"## {markdown(name)}\n\n{markdown(caption)}\n\n{render.to_markdown(columns)}\n")
+        notes = "".join(f"\n{markdown(note)}\n" for note in notes_of(table))
+        parts.append(f"## {markdown(name)}\n\n{markdown(caption)}\n\n{render.to_markdown(columns)}\n{notes}")
     return "\n".join(parts)
 
 
@@ -75,7 +77,8 @@ def to_latex(tables: Sequence[pd.DataFrame]) -> str:
     parts = []
     for table in tables:
         name, caption = title_of(table)
-        notes = [*troubles_of(table), f"{name}: {caption} Needs \\usepackage{{booktabs}}."]
+        needs = f"{name}: {caption} Needs \\usepackage{{booktabs}}."
+        notes = [*troubles_of(table), needs, *notes_of(table)]
         tabular = render.to_latex(columns_of(table, document=True))
         parts.append("\n".join([*(f"% {note}" for note in notes), tabular, ""]))
     return "\n".join(parts)
@@ -92,7 +95,8 @@ def show(console: Console, tables: Sequence[pd.DataFrame]) -> None:
         front = sum(c.title in ("run", "seed", "seeds") for c in columns[:2])
         body = render.lines(columns, console.width if console.is_terminal else 120, front)
         troubles = [Text(line, "yellow") for line in troubles_of(table)]
-        for line in [Text(name, "bold"), Text(caption, "dim"), Text(), *body, Text(), *troubles]:
+        notes = [Text(line, "dim") for line in notes_of(table)]
+        for line in [Text(name, "bold"), Text(caption, "dim"), Text(), *body, Text(), *notes, *troubles]:
             console.print(line, soft_wrap=True)
 
 
@@ -149,8 +153,11 @@ def columns_of(table: pd.DataFrame, full: bool = False, document: bool = False) 
     for name in rates:
         cells = [_cell(row, name, over_seeds, document) for _, row in table.iterrows()]
         columns.append(Column(name.replace("_sparsity", " zeros") if name in SPARSITIES else name, cells))
-    believed = [c for c in BELIEF if c in table.columns and c != "rank_seeds"]
-    columns += [_plain(table, name, name == "rank") for name in believed]
+    if "rank" in table.columns:
+        columns.append(Column("rank", [_ranks(row, document) for _, row in table.iterrows()]))
+    protocols = ["protocol"] if "protocol" in table.columns and table["protocol"].nunique() > 1 else []
+    believed = [c for c in ("verdict", "flags", *protocols) if c in table.columns]
+    columns += [_plain(table, name, False) for name in believed]
     return [c for c in columns if any(any(cell) for cell in c.cells)]
 
 
@@ -158,8 +165,18 @@ def _plain(table: pd.DataFrame, name: str, number: bool) -> Column:
     return Column(name, [("" if pd.isna(v) else str(v),) for v in table[name]], number)
 
 
-def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> tuple[str, str, str]:
-    """A number, its spread, and what was published; "" for what is missing."""
+def _ranks(row: pd.Series[Any], document: bool) -> tuple[str, str]:
+    """A rank, and from which to which it may be, where that is not known; "" for what is missing."""
+    low, high = row["rank"], row.get("rank_high")
+    if pd.isna(low):
+        return "", ""
+    if high is None or pd.isna(high) or high == low:
+        return str(low), ""
+    return str(low), f"[{low}, {high}]" if document else f"{low}-{high}"
+
+
+def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> tuple[str, str, str, str]:
+    """A number, its spread, what was published, and on how many images it stands alone; "" for what is missing."""
     number = partial(_number, form=FORMS.get(_kind(name), ".1f"))
     value = number(row[f"{name}_mean" if over_seeds else name])
     published, spread = number(row.get(f"{PUBLISHED}{name}")), ""
@@ -171,7 +188,9 @@ def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> t
         spread = f"[{low}, {high}]" if document else f"{low}-{high}"
     if published:
         published = f"(published {published})" if document else f"({published})"
-    return value, spread, published
+    n, counted = row.get("n"), row.get("worst_n") if name == "worst" else None
+    few = counted is not None and not pd.isna(counted) and not pd.isna(n) and counted != n
+    return value, spread, published, f"of {counted} images" if few else ""
 
 
 def _number(value: float | None, form: str) -> str:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.runs import names
+from robustbench_sparse.runs.evidence import NOT_CHECKED, NOTHING, Evidence, failures, weigh
 from robustbench_sparse.runs.seals import Seals
 
-BELIEVABLE, DOUBTFUL, REFUTED, NOT_CHECKED = "believable", "doubtful", "refuted", "not checked"
-# From the best to the worst; a row without a verdict is no better than a doubtful one.
-VERDICTS = (BELIEVABLE, NOT_CHECKED, DOUBTFUL, REFUTED)
 FORMAT = 1
+IMAGE_SEED = 20_004  # a constant: all rows of a benchmark are examined on the same images
 # Of each check's record.
 TEXTS = ("id", "title", "source", "rule", "meaning", "advice", "status", "done", "why")
 
@@ -27,11 +27,14 @@ class Certificate:
     """What a run's folder says of its certificate.
 
     Attributes:
-        verdict: one of ``VERDICTS``.
+        verdict: one of ``evidence.VERDICTS``.
         flags: ids of the checks that failed.
         found: adversarials of the checks: image's index -> the smallest share of draws right; inside the ball.
         n: number of images the checks looked at.
+        images: their positions in the data set, where the file says so; see ``examined``.
         checks: the records of all checks, in order.
+        evidence: the findings, weighed.
+        version: of the set of checks, see ``config.protocol``.
         note: why there is no verdict, or an empty string.
     """
 
@@ -39,23 +42,30 @@ class Certificate:
     flags: tuple[str, ...] = ()
     found: Mapping[int, float]
     n: int = 0
+    images: tuple[int, ...] = ()
     checks: tuple[Mapping[str, Any], ...] = ()
+    evidence: Evidence = NOTHING
     level: str = "off"
+    version: int = 1
     seconds: float = 0.0
     note: str = ""
 
+    def examined(self, index: Sequence[int]) -> list[int]:
+        """Which of the test images the checks looked at, as places in their order.
 
-def verdict_of(checks: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict that findings come to: one refuting failure refutes, any other failure leaves a doubt."""
-    failed = failures(checks)
-    if any(c["refutes"] for c in failed):
-        return REFUTED
-    return DOUBTFUL if failed else BELIEVABLE
+        Args:
+            index: the test images' positions in the data set.
+        """
+        if not self.images:  # of an earlier version
+            return chosen_places(len(index), self.n)
+        mine = set(self.images)
+        return [place for place, i in enumerate(index) if i in mine]
 
 
-def failures(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Checks that failed; one whose status is no status has not passed."""
-    return [c for c in checks if c["status"] not in ("passed", "reported", "skipped")]
+def chosen_places(images: int, count: int) -> list[int]:
+    """Places within the test part of the images that are examined: a fixed random choice, ascending."""
+    order = np.random.RandomState(IMAGE_SEED).permutation(images)[:count]
+    return [int(place) for place in np.sort(order)]
 
 
 def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
@@ -95,13 +105,18 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
         if not all(0 <= r <= 1 for r in found.values()):
             raise ValueError("found.csv: expected shares in [0, 1]")
         _check_records(checks)
+        n = int(about["n"])
+        evidence = weigh(checks, n)
         return Certificate(
-            verdict=verdict_of(checks),
+            verdict=evidence.verdict,
             flags=tuple(str(c["id"]) for c in failures(checks)),
             found=found,
-            n=int(about["n"]),
+            n=n,
+            images=tuple(int(i) for i in about.get("images", ())),
             checks=tuple(checks),
+            evidence=evidence,
             level=level,
+            version=int(about.get("version", 1)),
             seconds=float(about["seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
@@ -116,8 +131,3 @@ def _check_records(checks: Any) -> None:
             not isinstance(check.get(k), kind) for k, kind in kinds.items()
         ):
             raise ValueError(f"checks: expected records of checks, got {str(check)[:80]}")
-
-
-def worst_verdict(verdicts: list[str]) -> str:
-    """The least trustworthy of several rows' verdicts."""
-    return max(verdicts, key=VERDICTS.index) if verdicts else NOT_CHECKED

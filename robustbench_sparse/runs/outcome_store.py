@@ -16,6 +16,7 @@ from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json, write_atomically, write_json
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.runs import names
+from robustbench_sparse.runs.outcomes import UNDECIDED
 from robustbench_sparse.runs.seals import Seals
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, their positions in the data set
@@ -133,6 +134,8 @@ class OutcomeStore:
             pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"status": [], "seconds": []})
         )
         lost = int((table["status"] == "nonfinite").sum())
+        if bool((table["status"] == UNDECIDED).all()):  # none of them has a verdict: the outcome has none
+            lost = len(table)
         if lost and not reason:
             reason = f"nonfinite: {lost} of {len(table)} images gave a value that is not finite"
         seconds = float(table.pop("seconds").sum())

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from attacks.base import Norm, Threat
+from robustbench_sparse.config.protocol import protocol
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_keys
 from robustbench_sparse.foundation.intervals import wilson
@@ -20,6 +21,8 @@ from robustbench_sparse.runs.seals import Seals
 
 # What the judge writes of an image that has a verdict; any other word is a failure.
 JUDGED = ("ok", "outside_box", "outside_ball")
+# Of an image that the network gives no finite logits for as it is: without a verdict, whatever is done to it.
+UNDECIDED = "undecided"
 
 
 def rates(run: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -29,11 +32,17 @@ def rates(run: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         return {}, found.gaps, []
     row: dict[str, Any] = {"n": len(found.columns["clean"]), "eval_seconds": found.seconds}
     for label, correct in found.columns.items():
-        row.update(_cells(label, correct))
+        row.update(_cells(label, found.counted(label, correct)))
     certificate = found.certificate
     row.update({"verdict": certificate.verdict, "flags": " ".join(certificate.flags)})
+    if (
+        manifest.get("certificate", "off") == "off" or certificate.checks
+    ):  # else it has been judged by nothing yet
+        row["protocol"] = protocol(manifest, certificate.version if certificate.checks else 0)
     if "worst" in found.columns:
-        row["_worst"] = found.columns["worst"].to_numpy()  # what rows are ranked by
+        # What rows are ranked by, and the images that this stands on.
+        row["_worst"], row["_stands"] = found.columns["worst"].to_numpy(), found.stands
+        row["worst_n"] = len(found.counted("worst", found.columns["worst"]))
     return row, found.gaps, found.notes
 
 
@@ -51,6 +60,9 @@ class Verdicts:
         notes: what was put right on the way.
         certificate: whether the numbers can be believed.
         seconds: time spent judging, the certificate's included.
+        stands: places of the images that ``worst`` stands on; None means all. Where the checks' adversarials lower
+            the number by more than chance, those are the examined images: the others were not attacked like that, and
+            a rate over all would mix the two.
     """
 
     columns: dict[str, pd.Series[float]]
@@ -59,6 +71,11 @@ class Verdicts:
     notes: list[str]
     certificate: Certificate
     seconds: float = 0.0
+    stands: list[int] | None = None
+
+    def counted(self, label: str, correct: pd.Series[float]) -> pd.Series[float]:
+        """Those of a column's verdicts that its rate is counted from."""
+        return correct if label != "worst" or self.stands is None else correct.iloc[self.stands]
 
 
 def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
@@ -71,6 +88,11 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
     certificate = read_certificate(run, manifest)
     seconds += certificate.seconds
     found = Verdicts({"clean": clean["correct"]}, clean["index"].tolist(), [], [], certificate, seconds)
+    if clean.attrs["undecided"]:
+        found.notes.append(
+            f"{clean.attrs['undecided']} of {len(clean)} images without a verdict (the network's logits are not finite "
+            "there), counted as not classified right"
+        )
     worst, some_inside = clean["correct"], False
     for label in manifest["attacks"]:
         settings = manifest["settings"].get(label)
@@ -99,12 +121,26 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
     if manifest["attacks"] and not found.gaps:
         if some_inside or certificate.found:
             found.columns["worst"] = worst
+            _restrict(found, worst)
         else:
             found.gaps.append("worst: no attack's image lies in the benchmark's ball")
     if certificate.note:
         found.gaps.append(certificate.note)
     _add_shifts(run, manifest, clean, found)
     return found
+
+
+def _restrict(found: Verdicts, worst: pd.Series[float]) -> None:
+    """Let the worst case stand on the examined images where the checks' adversarials lowered it; and say so."""
+    if not found.certificate.evidence.lowered:
+        return
+    examined = found.certificate.examined(found.index)
+    if 0 < len(examined) < len(worst):
+        found.stands = examined
+        found.notes.append(
+            f"worst: of the {len(examined)} examined images, where the checks' adversarials lower it; with the images "
+            f"that the checks did not attack it would be {100 * worst.mean():.1f}"
+        )
 
 
 def _add_shifts(run: Path, manifest: Mapping[str, Any], clean: pd.DataFrame, found: Verdicts) -> None:
@@ -140,11 +176,32 @@ def unchanged(table: pd.DataFrame) -> pd.Series[float]:
 
 def gap_in(label: str, table: pd.DataFrame, verdict: str) -> str:
     """What keeps an attack's outcome from being complete: images without a verdict; else empty."""
-    without = ~table["status"].isin(JUDGED) | table[verdict].isna()
+    without = ~table["status"].isin((*JUDGED, UNDECIDED)) | table[verdict].isna()
     if not without.any():
         return ""
     kinds = ", ".join(sorted(set(map(str, table["status"][without]))))
     return f"{label}: no verdict on {int(without.sum())} of {len(table)} images ({kinds})"
+
+
+def counted_as_wrong(table: pd.DataFrame) -> int:
+    """Fill in what an outcome leaves open of images without a verdict, so that no rate counts them as withstood.
+
+    They stay among the images, so that all rows are counted on the same ones: not classified right, at any radius.
+
+    Args:
+        table: an outcome; changed in place.
+
+    Returns:
+        How many they are.
+    """
+    if "status" not in table:
+        return 0
+    undecided = table["status"] == UNDECIDED
+    if undecided.any():
+        for column in ("correct", "clean_correct", "adv_correct", "distance", "far_correct"):
+            if column in table:
+                table.loc[undecided, column] = 0.0
+    return int(undecided.sum())
 
 
 def put_right(label: str, table: pd.DataFrame) -> list[str]:
@@ -204,6 +261,7 @@ def read_outcome(
         missing = [c for c in columns if c not in table.columns]
         if missing:
             raise ValueError(f"no column {missing[0]!r}")
+        undecided = counted_as_wrong(table)
         for column in columns:
             if column != "status":
                 table[column] = pd.to_numeric(table[column])
@@ -218,7 +276,7 @@ def read_outcome(
             raise ValueError(f"{columns[2]}: expected numbers in [0, {highest:g}]")
     except (OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: damaged: {one_line(e)}") from None
-    table.attrs["bounded"] = about["bounded"]
+    table.attrs["bounded"], table.attrs["undecided"] = about["bounded"], undecided
     return table, "", seconds
 
 

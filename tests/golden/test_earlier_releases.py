@@ -21,15 +21,23 @@ from robustbench_sparse.runs.manifest import read_manifest
 
 TINY = Path(__file__).parent / "earlier" / "tiny"
 RUNS = sorted((TINY / "runs").iterdir())
-SINCE = ["precision"]  # columns that have come since
+SINCE = ["precision", "worst_n", "rank_high", "detectable", "protocol"]  # columns that have come since
+OF_SEEDS = ["rank_seeds_high", "detectable_seeds"]  # these too, in the table of every seed
 
 
 def test_the_leaderboard_is_the_one_of_then() -> None:
     table = tabulate(TINY)
     assert table["status"].tolist() == ["ok"] * 4
-    assert to_csv(table.drop(columns=SINCE)) == (TINY / "leaderboard.csv").read_text()
+    assert to_csv(table.drop(columns=[*SINCE, *OF_SEEDS])) == (TINY / "leaderboard.csv").read_text()
     seeds = aggregate(table).drop(columns=SINCE)
     assert to_csv(seeds) == (TINY / "leaderboard_seeds.csv").read_text()
+
+
+def test_what_its_ranks_rest_on_is_known() -> None:
+    table = tabulate(TINY)
+    assert set(table["protocol"]) == {"custom-ecf3f74e+quick-1"}
+    assert table[["rank", "rank_high"]].to_numpy().tolist() == [[1, 2]] * 4
+    assert table["worst_n"].tolist() == [30] * 4
 
 
 def test_its_precision_is_known() -> None:

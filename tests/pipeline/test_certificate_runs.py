@@ -69,7 +69,7 @@ def status(made: dict[str, Any]) -> dict[str, str]:
 def test_every_row_has_a_verdict_and_a_rank(results: tuple[Path, pd.DataFrame]) -> None:
     folder, table = results
     assert set(table["status"]) == {"ok"}
-    assert set(table["verdict"]) <= {"believable", "doubtful", "refuted"}
+    assert set(table["verdict"]) <= {"believable", "corrected", "doubtful", "refuted"}
     assert table["rank"].notna().all()
     assert table["rank"].min() == 1
     for run in table["run"]:
@@ -152,7 +152,7 @@ def test_a_foreign_network_gets_a_verdict_too(tiny: None) -> None:
         net, dataset="digits", attacks={"pgd": {"name": "pgd", "steps": 10}}, eps=0.1, limit=64,
         changes=["evaluation.certificate=quick"], expect_clean=0,
     )  # fmt: skip
-    assert table["verdict"][0] in ("believable", "doubtful", "refuted")
+    assert table["verdict"][0] in ("believable", "corrected", "doubtful", "refuted")
     assert table["status"][0] == "ok"
 
 

@@ -49,7 +49,7 @@ def test_their_columns_stand_behind_the_worst_case(results: Path) -> None:
     columns = table.columns.tolist()
     at = columns.index("worst_hi") + 1
     expected = [c for s in SHIFTS for c in (s, f"{s}_lo", f"{s}_hi")]
-    assert columns[at : at + 10] == [*expected, "rank"]
+    assert columns[at : at + 10] == [*expected, "worst_n"]
     written = pd.read_csv(results / "leaderboard.csv")
     assert written.columns.tolist() == columns
     for label in SHIFTS:

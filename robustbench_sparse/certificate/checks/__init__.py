@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from robustbench_sparse.certificate.checks import (
+    activations,
     attack_records,
     binarization,
     controls,
@@ -14,9 +15,12 @@ from robustbench_sparse.certificate.checks import (
     masking,
     noise,
     objective,
+    other_images,
     outputs,
     seeds_and_data,
     sparsity_records,
+    substitute,
+    use,
 )
 from robustbench_sparse.certificate.finding import Check
 
@@ -33,6 +37,7 @@ CHECKS: dict[str, Check] = _in_order(
         *gradients.CHECKS,
         *outputs.CHECKS,
         *jumps.CHECKS,
+        *activations.CHECKS,
         *noise.CHECKS,
         *objective.CHECKS,
         *binarization.CHECKS,
@@ -40,5 +45,8 @@ CHECKS: dict[str, Check] = _in_order(
         *attack_records.CHECKS,
         *sparsity_records.CHECKS,
         *seeds_and_data.CHECKS,
+        *substitute.CHECKS,
+        *use.CHECKS,
+        *other_images.CHECKS,
     ]
 )

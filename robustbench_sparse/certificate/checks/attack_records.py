@@ -30,7 +30,7 @@ from robustbench_sparse.foundation.progress import Silent as NoProgress
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.judging.judge import Judge, JudgeSettings, seeks_smallest
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.outcomes import JUDGED
+from robustbench_sparse.runs.outcomes import JUDGED, UNDECIDED
 from robustbench_sparse.runs.rebuild import has_recipe
 
 USED = 0.9  # share of the way that attacks which failed must have gone
@@ -45,7 +45,7 @@ OWN = "this suite"
 
 def attacks_use_their_budget(s: Subject) -> Finding:
     """Norms of the stored outcomes."""
-    plans = [p for p in s.context.plans if p.label in s.context.outcomes]
+    plans = [p for p in s.context.plans if "adv_correct" in s.context.outcomes.get(p.label, ())]
     if not plans:
         return skipped("no stored outcomes of attacks")
     over: list[str] = []
@@ -325,7 +325,7 @@ def _faults_of_plan(s: Subject, plan: AttackPlan) -> list[str]:
         return [*out, f"{label}: no outcome"]
     out += _faults_of_table(label, table, "adv_correct")
     clean = s.context.outcomes.get("clean")
-    if clean is not None and sorted(clean["index"]) != sorted(table["index"]):
+    if clean is not None and sorted(clean["index"]) != sorted(table.get("index", ())):
         out.append(f"{label}: other images than clean")
     path = s.context.folder / names.account(label) if s.context.folder is not None else None
     if path is not None:
@@ -341,8 +341,11 @@ def _faults_of_plan(s: Subject, plan: AttackPlan) -> list[str]:
 
 
 def _faults_of_table(label: str, table: pd.DataFrame, verdict: str) -> list[str]:
-    missing = np.isnan(_numbers(table, verdict))
-    broken = ~table["status"].isin(JUDGED).to_numpy()
+    if verdict not in table:
+        return [f"{label}: no verdict on any image"]
+    undecided = (table["status"] == UNDECIDED).to_numpy()
+    missing = np.isnan(_numbers(table, verdict)) & ~undecided
+    broken = ~table["status"].isin(JUDGED).to_numpy() & ~(undecided & np.isnan(_numbers(table, verdict)))
     out = [f"{label}: {int(missing.sum())} images without a verdict"] if missing.any() else []
     if (broken & ~missing).any():
         out.append(f"{label}: {int((broken & ~missing).sum())} failures with a verdict")

@@ -49,7 +49,10 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (R, C, H, W) -> logits (R, 2); class 1 is the adversarial one."""
         features = _features(self.network, self.layers, x).double()
-        value = ((features * self.weight).sum(1) + self.bias).to(x.dtype)
+        # Several passes of a random network may come as one batch: all images, and all of them again.
+        times = len(features) // len(self.weight) if len(self.weight) > 1 else 1
+        weight, bias = self.weight.repeat(times, 1), self.bias.repeat(times)
+        value = ((features * weight).sum(1) + bias).to(x.dtype)
         return torch.stack([torch.zeros_like(value), value], 1)
 
 
@@ -66,6 +69,8 @@ def _features(network: nn.Module, layers: list[str], x: Tensor) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
+    if len({len(t) for t in taken}) != 1:
+        raise _NotRun
     return torch.cat(taken, 1)
 
 
@@ -89,6 +94,20 @@ def _last_layers(s: Subject) -> list[str]:
     return found
 
 
+def _are_run_on_batches(s: Subject, layers: list[str], rows: Tensor) -> bool:
+    """Whether the layers see one vector for each image of a batch: some treat a single image in another way."""
+    random = s.random("z1/layers", rows)
+    try:
+        with torch.no_grad(), noise_from(s.model, random if s.stochastic else None):
+            return len(_features(s.model, layers, s.x[rows])) == len(rows)
+    except _NotRun:
+        return False
+
+
+class _NotRun(Exception):
+    """No layer was run in a pass, or they saw different numbers of images."""
+
+
 @dataclass(frozen=True)
 class _Setup:
     """Heads (R, D), (R,) of the images for which a head was found, and where those stand, (R,)."""
@@ -107,6 +126,9 @@ def planted_adversarials_are_found(s: Subject) -> Finding:
     if not layers:
         return skipped(f"no linear layer (nn.Linear) with {s.classes} outputs was run as the last one")
     threat = with_radius(s.threat, s.x)
+    s.require_gradient()
+    if not _are_run_on_batches(s, layers, rows[:2]):
+        return skipped("the last layer is not run once for every batch: no head can stand in its place")
     parts = [(part, _heads(s, layers, part, threat)) for part in torch.split(rows, min(s.batch_size, 32))]
     label, attack = _under_test(s)
     found, chance, failed = [], [], []

@@ -25,11 +25,19 @@ def zero_eps_changes_nothing(s: Subject) -> Finding:
     if not plans:
         return skipped("the benchmark has no attack that stays in a ball")
     changed: list[str] = []
+    # Noise that does not come from the streams handed to the network is other noise each time: then the draws' shares
+    # are compared as shares are, and no more.
+    own_noise = s.stochastic and not torch.equal(s.judged(s.x, "clean"), s.clean)
     for plan in plans:
         threat = Threat(norm=plan.threat.norm, eps=0.0)
         same = plan.attack(s.model, s.x, s.y, threat, s.random(f"m10/{plan.label}"))
         correct = s.judged(same, "clean")  # the same draws as the clean verdict's
-        if not (torch.equal(same, s.x) and torch.equal(correct, s.clean)):
+        as_before = (
+            not (s.exceeds(correct, s.clean) or s.exceeds(s.clean, correct))
+            if own_noise
+            else torch.equal(correct, s.clean)
+        )
+        if not (torch.equal(same, s.x) and as_before):
             changed.append(plan.label)
     clean = s.context.outcomes.get("clean")
     if clean is not None and not s.stochastic:
@@ -44,7 +52,8 @@ ZERO_EPS_CHANGES_NOTHING = Check(
     id="M10",
     title="eps = 0 changes nothing",
     source=CARLINI,
-    rule="at eps = 0 every attack returns the clean images, and the verdicts are the stored clean ones, exactly",
+    rule="at eps = 0 every attack returns the clean images exactly, and the verdicts are the stored clean ones: "
+    "exactly, or within the paired 95 % interval where the network draws noise of its own that cannot be repeated",
     meaning="The pipeline judges other images, or another network, than it says.",
     advice="Find the difference before anything else; no number of this row holds.",
     run=zero_eps_changes_nothing,
@@ -88,6 +97,7 @@ def certificate_is_not_blind(s: Subject) -> Finding:
     rows = s.few
     if len(rows) == 0:
         return skipped("no image is classified right")
+    s.require_gradient()
     open_acc = s.strongest("m12/open", rows=rows)
     hidden = s.strongest("m12/hidden", rows=rows, on=_Hidden(s.model))
     scaled = s.strongest("m12/scaled", rows=rows, on=Scaled(s.model, 1000.0))
@@ -147,9 +157,15 @@ def number_is_worst_case(s: Subject) -> Finding:
     reported, rows = s.reported, s.found.rows
     worst, candidate = reported.clone(), s.found.candidate
     if len(rows):
-        draws = max(100, s.draws) if s.stochastic else 1
-        again = s.judged(candidate[rows], "m13", rows, draws)  # fresh draws: the best of many flatters itself
-        s.found.correct[rows] = again
+        draws = max(100, s.draws)
+        again = s.found.correct[
+            rows
+        ]  # as it was found: what remembers its queries would answer otherwise by now
+        if s.stochastic:
+            again = s.judged(
+                candidate[rows], "m13", rows, draws
+            )  # fresh draws: the best of many flatters itself
+            s.found.correct[rows] = again
         worst[rows] = torch.minimum(worst[rows], again)
     lower = ((reported - worst) > 0.5).nonzero().flatten()
     by: dict[str, int] = {}
@@ -157,6 +173,7 @@ def number_is_worst_case(s: Subject) -> Finding:
         by[s.found.by[i]] = by.get(s.found.by[i], 0) + 1
     done = f"the smallest verdict of the benchmark's attacks and of all checks on {len(s)} images"
     measured: dict[str, Value] = {
+        "clean_acc": s.clean.mean().item(),
         "reported_acc": reported.mean().item(),
         "worst_acc": worst.mean().item(),
         "tau": s.tau(reported, worst),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Loss
 from attacks.iterate import steepest
 from attacks.losses import LOSSES
 from robustbench_sparse.certificate.finding import Check, Finding, Value, ruled, skipped
@@ -64,7 +63,7 @@ def slope_of(s: Subject) -> Slope:
         return known
     rows = s.correct_rows
     flat = flat_ce = torch.zeros(len(rows), dtype=torch.bool, device=s.x.device)
-    cosine, error = None, _unavailable(s, rows[:2]) if len(rows) else ""
+    cosine, error = None, s.no_gradient
     if error:
         flat = flat_ce = ~flat
     elif len(rows):
@@ -98,21 +97,6 @@ def _path(s: Subject, rows: Tensor) -> tuple[Tensor, Tensor]:
     return flat, flat_ce
 
 
-def _unavailable(s: Subject, rows: Tensor) -> str:
-    """Why no gradient can be computed; an empty string where it can."""
-    for name in ("ce", "margin"):
-        loss: Loss = LOSSES[name]
-        try:
-            slope, _, _ = s.gradient(s.x[rows], "available", loss, rows)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:  # whatever a foreign network's backward pass raises
-            return f"{type(e).__name__}: {one_line(e)[:120]}"
-        if not bool(slope.isfinite().all()):
-            return f"the gradient of the {'cross-entropy' if name == 'ce' else 'margin'} is not finite"
-    return ""
-
-
 def gradients_fit_the_values(s: Subject) -> Finding:
     """Zero and wrong gradients."""
     slope = slope_of(s)
@@ -134,7 +118,11 @@ def gradients_fit_the_values(s: Subject) -> Finding:
     surrogate = bpda(s.model, s.x[slope.rows], wrong=slope.wrong)
     if surrogate is None:
         return ruled(False, done, measured, "no part of the network could be taken for the identity")
-    measured["bpda_acc"] = s.strongest("g1/bpda", on=surrogate).accuracy
+    try:
+        measured["bpda_acc"] = s.strongest("g1/bpda", on=surrogate).accuracy
+    except (Exception, SystemExit) as e:  # the network's own passes raise whatever they like
+        why = f"guilty parts taken for the identity: {type(e).__name__}: {one_line(e)[:120]}"
+        return ruled(False, done, measured, why)
     return ruled(False, f"{done}; then the white box with guilty parts taken for the identity", measured)
 
 
@@ -163,7 +151,7 @@ def gradients_can_be_computed(s: Subject) -> Finding:
     if len(s) == 0:
         return skipped("there are no images")
     rows = torch.arange(len(s), device=s.x.device)
-    errors = [e for e in (_unavailable(s, part) for part in torch.split(rows, s.batch_size)) if e]
+    errors = [e for e in (s.unavailable(part) for part in torch.split(rows, s.batch_size)) if e]
     measured: dict[str, Value] = {"error": errors[0] if errors else ""}
     return ruled(not errors, f"Gradients of cross-entropy and margin at {len(s)} images", measured)
 

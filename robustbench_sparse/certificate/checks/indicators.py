@@ -128,6 +128,7 @@ def adversarials_met_are_returned(s: Subject) -> Finding:
     rows = s.few
     if len(rows) == 0:
         return skipped("no image is classified right")
+    s.require_gradient()
     plans, left_out = _affordable(s, lambda a: a.bounded and not a.weak and not a.black_box and not a.own_set)
     silent: dict[str, Tensor] = {}
     for label, attack, threat in plans:
@@ -193,7 +194,10 @@ def attacks_have_stopped_climbing(s: Subject) -> Finding:
         return skipped(
             "no image is classified right" if plans else "no attack whose course could be looked at"
         )
+    s.require_gradient()
     rows = rows[s.reported[rows] > 0.5]
+    if len(rows) == 0:
+        return skipped("the attacks left no image standing whose course could be looked at")
     courses: list[tuple[str, Attack, Threat, Recorder]] = []
     standing = rows
     for label, attack, threat in plans:

@@ -65,7 +65,7 @@ def liveness(model: nn.Module, example: Tensor) -> Liveness:
         runner = _Shapes(fx.GraphModule(model, graph))
         with torch.no_grad(), noise_from(model, Silence()):
             runner.run(example)
-    except Exception as e:  # a forward pass may do anything
+    except (Exception, SystemExit) as e:  # a forward pass may do anything
         raise UserError(f"the network's forward pass cannot be traced: {one_line(e)[:160]}") from None
     return _Walk(model, graph, runner.shapes).result()
 

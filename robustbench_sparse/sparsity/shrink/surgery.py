@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import RandomModule, Silence, noise_from
-from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.models.skips import SkipLayer
 from robustbench_sparse.sparsity.shrink.calls import MIXING, NORMS
 from robustbench_sparse.sparsity.shrink.liveness import Liveness, liveness
@@ -62,7 +62,7 @@ class _Cuts:
             remove(sorted(numbers))
 
 
-def shrink_network(model: nn.Module, example: Tensor) -> Shrunk:
+def shrink_network(model: nn.Module, example: Tensor, most: int | None = None) -> Shrunk:
     """Remove what is dead; the argument stays as it is.
 
     Dead is an output that is zero for every image, and one that no layer reads; also one that is constant, where
@@ -72,10 +72,13 @@ def shrink_network(model: nn.Module, example: Tensor) -> Shrunk:
     Args:
         model: the network; it is looked at in eval mode.
         example: at least one image (B, C, H, W), for its shape.
+        most: channels that all layers together may read and make; the library keeps a list entry for each of them in
+            each group that they are in, and time grows with that. No bound if None.
 
     Raises:
         MissingExtra: torch-pruning is not installed.
-        UserError: a network whose forward pass cannot be traced, or one without weights.
+        UserError: a network whose forward pass cannot be traced, one without weights, or one of more channels than
+            ``most`` some of which are dead.
     """
     pruning = torch_pruning()
     if next(model.parameters(), None) is None:
@@ -87,6 +90,8 @@ def shrink_network(model: nn.Module, example: Tensor) -> Shrunk:
     before = _outputs(small)
     _drop_skips(small)
     live = liveness(small, x)
+    if most is not None and _any_dead(live) and (count := _channels(small)) > most:
+        raise UserError(f"{count} channels are read and made, more than the {most} that surgery is tried on")
     cuts = _cuts(pruning, small, x, live)
     for name, inputs in cuts.folds:
         _fold(small.get_submodule(name), inputs, live.constant[name])
@@ -138,21 +143,28 @@ def _graph(pruning: ModuleType, model: nn.Module, x: Tensor) -> Any:
         # It follows gradients, and would take a vector of factors for one entry per channel.
         for skip in skips:
             skip.requires_grad_(False)
-        graph.build_dependency(model, example_inputs=(x,), verbose=False)
+        try:
+            graph.build_dependency(model, example_inputs=(x,), verbose=False)
+        except (Exception, SystemExit) as e:  # of the library's own, on a pass that it cannot follow
+            raise UserError(f"torch-pruning cannot follow the network: {one_line(e)[:160]}") from None
         for skip in skips:
             skip.requires_grad_(True)
     return graph
 
 
 def _group(graph: Any, layer: nn.Module, outputs: list[int]) -> Any:
-    """The layers that share these outputs of a layer, and which of their channels they are."""
+    """The layers that share these outputs of a layer, and which of their channels they are.
+
+    Raises:
+        LookupError, ValueError, TypeError: the library has lost count of the channels, as where they are split.
+    """
     return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, outputs)
 
 
 def _cuts(pruning: ModuleType, model: nn.Module, x: Tensor, live: Liveness) -> _Cuts:
     """All groups of layers of a common width; no output of a layer is in two of them."""
     cuts = _Cuts()
-    if not live.needed:
+    if not _any_dead(live):
         return cuts
     names = {module: name for name, module in model.named_modules()}
     graph = _graph(pruning, model, x)
@@ -162,7 +174,10 @@ def _cuts(pruning: ModuleType, model: nn.Module, x: Tensor, live: Liveness) -> _
         layer = model.get_submodule(name)
         if name in seen or layer not in graph.module2node:
             continue
-        whole = _group(graph, layer, list(range(len(layer.weight))))  # type: ignore[arg-type]
+        try:
+            whole = _group(graph, layer, list(range(len(layer.weight))))  # type: ignore[arg-type]
+        except (LookupError, ValueError, TypeError):
+            continue
         dead = _dead(graph, whole, names, live, times, seen)
         if dead is None or not bool(dead.any()):
             continue
@@ -175,6 +190,16 @@ def _cuts(pruning: ModuleType, model: nn.Module, x: Tensor, live: Liveness) -> _
             if reads:
                 cuts.folds.append((names[module], torch.tensor(numbers)))
     return cuts
+
+
+def _any_dead(live: Liveness) -> bool:
+    """Whether any output of any layer is not needed: where none is, no group of layers can lose a channel."""
+    return any(not bool(needed.all()) for needed in live.needed.values())
+
+
+def _channels(model: nn.Module) -> int:
+    """Channels that the layers read and make, all together."""
+    return sum(sum(m.weight.shape[:2]) for m in model.modules() if isinstance(m, MIXING))
 
 
 def _reads(graph: Any, dep: Any) -> bool:

@@ -19,17 +19,19 @@ from robustbench_sparse.certificate.certify import certify, is_stored
 from robustbench_sparse.certificate.checks import CHECKS
 from robustbench_sparse.certificate.finding import Check, Finding, ruled, skipped
 from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.config.protocol import CERTIFICATE
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.reporting.explain import explain
 from robustbench_sparse.reporting.leaderboard import aggregate, tabulate
-from robustbench_sparse.runs.certificate_record import (
+from robustbench_sparse.runs.certificate_record import read_certificate
+from robustbench_sparse.runs.evidence import (
     BELIEVABLE,
+    CORRECTED,
     DOUBTFUL,
     NOT_CHECKED,
     REFUTED,
-    read_certificate,
-    verdict_of,
+    weigh,
     worst_verdict,
 )
 from robustbench_sparse.runs.seals import seal
@@ -39,7 +41,8 @@ LISTED = [
     *(f"M{i}" for i in range(1, 14)),
     *("G1", "G2", "G3", "V1", "V2", "V3"),
     *(f"R{i}" for i in range(1, 7)),
-    *("D1", "D2", "T1", "T2", "Z1", "I1", "I2", "I3", "I4"),
+    *("D1", "D2", "T1", "T2", "A1", "Z1", "I1", "I2", "I3", "I4"),
+    *(f"U{i}" for i in range(1, 8)),
     *("B1", "B2", "B3", "B4", "B5", "S1", "S2", "S3", "S4", "H1", "H2"),
 ]
 KEY = {
@@ -100,16 +103,20 @@ def test_every_check_of_the_list_is_there_once_and_says_what_it_is() -> None:
         ([("passed", False), ("skipped", True), ("reported", False)], BELIEVABLE),
         ([("passed", True), ("failed", False)], DOUBTFUL),
         ([("failed", False), ("failed", True)], REFUTED),
+        ([("passed", False), ("error", True)], DOUBTFUL),
     ],
 )
 def test_the_verdict(statuses: list[tuple[str, bool]], expected: str) -> None:
-    assert verdict_of([{"status": s, "refutes": r} for s, r in statuses]) == expected
+    records = [{"id": f"S{i}", "status": s, "refutes": r} for i, (s, r) in enumerate(statuses)]
+    assert weigh(records).verdict == expected
 
 
 def test_the_worst_verdict_of_several_seeds() -> None:
     assert worst_verdict([BELIEVABLE, REFUTED, DOUBTFUL]) == REFUTED
     assert worst_verdict([BELIEVABLE, NOT_CHECKED]) == NOT_CHECKED
     assert worst_verdict([BELIEVABLE, DOUBTFUL, NOT_CHECKED]) == DOUBTFUL
+    assert worst_verdict([CORRECTED, BELIEVABLE]) == CORRECTED
+    assert worst_verdict([CORRECTED, NOT_CHECKED]) == NOT_CHECKED
 
 
 def test_findings_flags_and_adversarials_are_stored(tmp_path: Path, few: dict[str, Check]) -> None:
@@ -127,6 +134,22 @@ def test_findings_flags_and_adversarials_are_stored(tmp_path: Path, few: dict[st
     assert not is_stored(tmp_path, KEY, "full")
     assert not is_stored(tmp_path, {**KEY, "identity": "other"}, "quick")
     assert not (tmp_path / "certificate" / ".parts").exists()
+    assert made["images"] == s.index.tolist()
+    assert made["version"] == CERTIFICATE
+
+
+def test_a_certificate_of_an_earlier_set_of_checks_is_made_again(
+    tmp_path: Path, few: dict[str, Check]
+) -> None:
+    certify(subject(trained()), tmp_path, KEY, "quick", Silent())
+    path = tmp_path / "certificate" / "certificate.json"
+    made = json.loads(path.read_text())
+    assert is_stored(tmp_path, KEY, "quick")
+    earlier = {k: v for k, v in made.items() if k not in ("version", "images")}
+    earlier["key"] = {k: v for k, v in made["key"].items() if k != "version"}
+    path.write_text(json.dumps(earlier))
+    seal(tmp_path)
+    assert not is_stored(tmp_path, KEY, "quick")
 
 
 def test_a_kill_between_two_checks_changes_nothing(
@@ -181,7 +204,8 @@ def test_a_check_that_crashes_is_no_check_that_passed(
     monkeypatch.setattr(runner, "CHECKS", {"A": replace(check("A", PASSED), run=crash)})
     made = certify(subject(trained()), tmp_path, KEY, "quick", Silent())
     assert (made["verdict"], made["flags"]) == (DOUBTFUL, ["A"])
-    assert "the check itself failed: RuntimeError: no such thing" in made["checks"][0]["done"]
+    assert made["checks"][0]["status"] == "error"
+    assert made["checks"][0]["done"] == "the check broke off: RuntimeError: no such thing"
 
 
 def folder(tmp_path: Path, runs: dict[str, tuple[list[float], dict[str, Check]]]) -> Path:
@@ -233,14 +257,17 @@ def test_worst_takes_in_what_the_checks_found_and_refuted_rows_rank_last(tmp_pat
     ).set_index("run")
     assert table["verdict"].tolist() == [BELIEVABLE, BELIEVABLE, DOUBTFUL, REFUTED, NOT_CHECKED]
     assert table["flags"].tolist() == ["", "", "P", "R", ""]
-    assert table["rank"].tolist() == [1, 1, 3, 5, 3]
-    assert table["rank_seeds"].tolist() == table["rank"].tolist()
+    assert table["rank"].tolist()[:4] == [1, 1, 3, 4]  # what is not examined yet is ranked with nobody
+    assert table["rank_high"].tolist()[:3] == [2, 2, 3]
+    assert table[["rank", "rank_high"]].isna().sum().tolist() == [1, 2]
+    assert table["protocol"].tolist() == [table["protocol"]["strong"]] * 4 + [""]
+    assert table["rank_seeds"].tolist()[:4] == table["rank"].tolist()[:4]
     assert table["pgd"]["broken"] == 100
     assert table["worst"]["broken"] < 60
     assert table["status"].tolist() == ["ok"] * 4 + ["incomplete: certificate"]
     over_seeds = aggregate(table.reset_index()).set_index("run")
     assert over_seeds["verdict"]["broken"] == REFUTED
-    assert over_seeds["rank"].tolist() == table["rank"].tolist()
+    assert over_seeds["rank"].tolist()[:4] == table["rank"].tolist()[:4]
 
 
 def test_a_certificate_of_other_outcomes_does_not_count(tmp_path: Path) -> None:

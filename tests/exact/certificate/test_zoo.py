@@ -41,7 +41,7 @@ RIGHT: dict[str, set[str]] = {
     "scaled_logits": {"V2", "M5"},
     "quantised_input": {"G1", "T2", "M9"},
     "gradient_killer": {"G1", "T2", "M9"},
-    "k_wta": {"T2", "M7", "M9", "M13"},
+    "k_wta": {"T2", "A1", "M7", "M9", "M13"},
     "sigmoid_outputs": {"V1", "G1"},
     "batch_noise": {"R2"},
     "noise": {"R3", "R4", "R5", "R6", "M13"},
@@ -129,7 +129,8 @@ def test_every_broken_network_is_broken_or_named(
         # What looked robust to the row's own attacks does so no more, and the row says so.
         assert made["reported"] > 0.5
         assert made["worst"] <= made["reported"] - 0.3
-        assert made["verdict"] == "refuted"
+        # Corrected, where nothing points to more than what is counted; then the number is the twin's.
+        assert made["verdict"] == "refuted" or (made["verdict"] == "corrected" and broken)
         assert RIGHT[how] & set(made["flags"]), made["flags"]
 
 

@@ -99,7 +99,11 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("share", [50, 90, 99])
-@pytest.mark.parametrize(("entry", "setting", "full", "images", "count"), NETWORKS, ids=lambda v: getattr(v, "__name__", str(v)[:24]))
+@pytest.mark.parametrize(
+    ("entry", "setting", "full", "images", "count"),
+    NETWORKS,
+    ids=lambda v: getattr(v, "__name__", str(v)[:24]),
+)
 def test_a_twin_has_as_many_weights_as_whole_channels_allow(
     entry: Any, setting: str, full: tuple[int, ...], images: tuple[int, int], count: Any, share: int
 ) -> None:

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.reporting.comparison import compare_runs
+from robustbench_sparse.foundation.paired import compare
+from robustbench_sparse.reporting.comparison import compare_runs, text_of
+from robustbench_sparse.runs.certificate_record import chosen_places
 from tests.helpers.sealing import sealed
+from tests.helpers.written_rows import SETTINGS, Written, number, written
 
 
 def benchmark(folder: Path, verdicts: dict[str, Sequence[float]]) -> Path:
@@ -62,3 +65,39 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{path}: ")
     with pytest.raises(UserError, match="a and b: judged on different images"):
         compare_runs(folder / "runs" / "a", folder / "runs" / "b")
+
+
+def test_worst_cases_of_different_protocols_are_not_compared(tmp_path: Path) -> None:
+    rows = {"a": Written(stands=[1.0, 1.0, 0.0])}
+    one = written(tmp_path / "one", rows, certificate="off") / "runs" / "a-s0"
+    longer = {"pgd": {**SETTINGS["pgd"], "steps": 50}}
+    two = written(tmp_path / "two", rows, certificate="off", settings=longer) / "runs" / "a-s0"
+    table = compare_runs(one, two)
+    assert table["attack"].tolist() == ["clean", "pgd"]
+    text = text_of(table, "first", "second").splitlines()
+    assert text[2].startswith("Judged by different protocols (custom-")
+    assert text[2].endswith("): their worst cases are not compared.")
+    with pytest.raises(
+        UserError, match=r"a-s0 and a-s0: judged by different protocols \(custom-.*\+off and custom-"
+    ):
+        compare_runs(one, two, "worst")
+    same = compare_runs(one, one)
+    assert same["attack"].tolist() == ["clean", "pgd", "worst"]
+    assert "protocol" not in text_of(same, "first", "second")
+
+
+def test_a_corrected_number_is_compared_on_the_examined_images(tmp_path: Path) -> None:
+    places = chosen_places(60, 20)
+    found = dict.fromkeys(places[5:], 0.0)
+    corrected = Written(stands=[1.0] * 60, checks=[number(1.0, 0.25, True)], found=found, n=20, images=places)
+    honest = Written(stands=[float(i % 2) for i in range(60)], checks=[number(0.5, 0.5, False)], n=20)
+    runs = written(tmp_path, {"a": corrected, "b": honest}) / "runs"
+    table = compare_runs(runs / "a-s0", runs / "b-s0").set_index("attack")
+    assert table["n"].to_dict() == {"clean": 60, "pgd": 60, "worst": 20}
+    one, other = [float(k < 5) for k in range(20)], [float(i % 2) for i in places]
+    expected = compare(one, other)
+    worst = table.loc["worst"]
+    assert (worst["first"], worst["second"]) == (25.0, 100 * sum(other) / 20)
+    assert (worst["low"], worst["high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+    lost = [f"-{places[i]}" for i in expected.lost]
+    assert worst["flips"].split() == lost + [f"+{places[i]}" for i in expected.won]

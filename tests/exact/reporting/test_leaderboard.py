@@ -251,7 +251,8 @@ def test_columns_and_their_order(tmp_path: Path) -> None:
     assert list(tabulate(folder).columns) == [
         *("benchmark", "run", "seed", "dataset", "model", "defenses", "precision", "n"),
         *("clean", "clean_lo", "clean_hi", "fgsm", "fgsm_lo", "fgsm_hi", "pgd", "pgd_lo", "pgd_hi"),
-        *("worst", "worst_lo", "worst_hi", "rank", "rank_seeds", "verdict", "flags"),
+        *("worst", "worst_lo", "worst_hi", "worst_n", "rank", "rank_high", "rank_seeds", "rank_seeds_high"),
+        *("detectable", "detectable_seeds", "verdict", "flags", "protocol"),
         *(
             "weight_sparsity",
             "linear_sparsity",

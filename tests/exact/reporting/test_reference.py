@@ -230,6 +230,38 @@ def test_the_same_run_of_two_benchmarks_is_no_row_twice() -> None:
     assert check(both, both) == []
 
 
+def test_another_protocol_is_a_difference_and_leaves_what_knows_no_attack() -> None:
+    ours = table([{"protocol": "standard-1+quick-2", "clean": 50.0}])
+    theirs = table([{"protocol": "standard-1+quick-1", "pgd": 90.0, "weight_sparsity": 60.0}])
+    found = check(ours, theirs)
+    assert [(d.run, d.column) for d in found] == [
+        ("a (seed 0)", "protocol"),
+        ("a (seed 0)", "clean"),
+        ("a (seed 0)", "weight_sparsity"),
+    ]
+    assert found[0].problem == (
+        "judged by standard-1+quick-2, the reference by standard-1+quick-1: not compared under attack"
+    )
+    same = table([{"protocol": "standard-1+quick-2", "pgd": 90.0, "clean": 50.0}])
+    assert problems(ours, same) == [("a (seed 0)", "pgd")]
+    silent = table([{"protocol": None, "pgd": 90.0, "clean": 50.0}])  # a reference of before
+    assert problems(ours, silent) == [("a (seed 0)", "pgd")]
+    assert problems(ours, table([{"pgd": 90.0, "clean": 50.0}])) == [("a (seed 0)", "pgd")]
+    only_clean = theirs.drop(columns=["pgd", "pgd_lo", "pgd_hi", "weight_sparsity"])
+    assert problems(table([{"protocol": "p"}]), only_clean) == []
+
+
+def test_a_worst_case_counts_the_images_that_it_stands_on() -> None:
+    """55 against 40: a difference on 1000 images, none where the first is of 40 images."""
+    rows = [{"worst": 40.0, "worst_n": n} for n in (1000, 40)]
+    many, few = (table([row]) for row in rows)
+    wanted = table([{"worst": 55.0, "worst_n": 1000}])
+    assert problems(many, wanted) == [("a (seed 0)", "worst")]
+    assert problems(few, wanted) == []
+    assert problems(wanted, few) == []
+    assert problems(many, wanted.drop(columns="worst_n")) == [("a (seed 0)", "worst")]
+
+
 def test_the_table_of_differences() -> None:
     lines = text_of(check(MEASURED, table([{"pgd": 60.0}, {"run": "gone"}]))).splitlines()
     assert lines[0].split() == ["run", "column", "reference", "measured", "problem"]

@@ -608,7 +608,7 @@ def test_the_certificate_catches_a_shrinker_that_drops_a_live_channel(
 ) -> None:
     monkeypatch.setattr(
         "robustbench_sparse.sparsity.shrink.surgery.shrink_network",
-        lambda model, example: Shrunk(cut_alive(model), {"1": (24, 23)}),
+        lambda model, example, most=None: Shrunk(cut_alive(model), {"1": (24, 23)}),
     )
     assert (
         dead_channels_change_nothing(subject(dead_perceptron())).status == "passed"
