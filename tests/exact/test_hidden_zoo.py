@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_users_have_right_answers_and_no_robust_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HIDDEN if name not in IDLE])
-def test_an_attack_by_gradients_in_a_batch_is_fooled(name: str) -> None:
+def test_an_attack_by_gradients_in_a_batch_is_fooled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])  # in a process beside others it is another
     *_, x, y, _ = zoo()
     net = network(name)
     with torch.no_grad():

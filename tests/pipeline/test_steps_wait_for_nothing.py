@@ -75,6 +75,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "l1_filter_prune": defended({"name": "l1_filter_prune", "sparsity": 50.0}),
     "network_slimming": defended({"name": "network_slimming", "lam": 0.01, "sparsity": 50.0}),
     "hold_zeros": defended({"name": "hold_zeros", "threshold": 0.1}),
+    "mean_sparse": defended({"name": "mean_sparse", "alpha": 0.2, "images": 32}),
+    "quantise": defended({"name": "quantise", "bits": 8, "images": 32}),
     "hydra": defended({"name": "hydra", "sparsity": 90.0}),
     "hydra global": defended({"name": "hydra", "sparsity": 90.0, "scope": "global", "freeze_norms": True}),
     "s2ap": defended({"name": "s2ap", "sparsity": 90.0, "gamma": 0.1}),

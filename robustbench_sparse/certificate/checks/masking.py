@@ -18,6 +18,7 @@ from robustbench_sparse.foundation.intervals import wilson
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of eps
 ALLOWED = 0.002  # share of images that only a weaker attack may break
+ONE = 1  # image that it may break by luck: thousands of queries near a boundary; it counts in the number all the same
 FEW_FLIPS = 2  # images: what a repetition may flip on a subset too small for shares of half a percent
 PATH_STEPS = 20
 CARLINI, ATHALYE = "Carlini et al. 2019", "Athalye, Carlini, Wagner 2018"
@@ -225,7 +226,7 @@ BLACK_BOX_FINDS_NO_MORE = Check(
     id="M7",
     title="no black box beats the white box",
     source=f"Croce & Hein 2020 (AutoAttack); {CARLINI}",
-    rule="images that only Square or NAttack breaks, and no second, harder try of the white box: <= 0.2 %; and "
+    rule="images that only Square or NAttack breaks, and no second, harder try of the white box: <= 0.2 %, or one; and "
     "accuracy >= the white box's - tau",
     meaning=OBFUSCATED,
     advice="Report the black-box number; find out which layer hides the gradient (G1, T2).",
@@ -280,8 +281,8 @@ NOTHING_MORE_TRANSFERS = Check(
     id="M9",
     title="nothing transfers from the twin that the white box missed",
     source=f"{CARLINI}; {ATHALYE}",
-    rule="images that only a transferred adversarial breaks, and no second, harder try of the white box: <= 0.2 %; "
-    "and accuracy >= the white box's - tau",
+    rule="images that only a transferred adversarial breaks, and no second, harder try of the white box: <= 0.2 %, or "
+    "one of them; and accuracy >= the white box's - tau",
     meaning="The defense, or the mask of zeros, hides gradients that its twin or dense parent still has.",
     advice="Add `transfer` from that run to the benchmark's attacks.",
     run=nothing_more_transfers,
@@ -290,7 +291,7 @@ NOTHING_MORE_TRANSFERS = Check(
 
 def _weaker(s: Subject, correct: Tensor, only: Tensor, name: str, done: str) -> Finding:
     """The verdict on an attack that must not do better than the white box."""
-    allowed = int(ALLOWED * len(s))
+    allowed = max(ONE, int(ALLOWED * len(s)))
     measured: dict[str, Value] = {
         name: correct.mean().item(),
         "white_acc": s.white.accuracy,

@@ -20,6 +20,7 @@ from robustbench_sparse.foundation.intervals import wilson
 
 PROJECT = "this project's"
 IMAGES, FEWEST = 64, 20  # of each kind
+LEVEL = 0.999  # of the intervals: so few images of two parts differ by chance, and every row is looked at
 GAP = 0.15  # share of images by which robustness may be less elsewhere
 FOLLOWS = 0.5  # share of images by which answers may differ after the clean one
 
@@ -49,8 +50,8 @@ def robustness_carries_over(s: Subject) -> Finding:
     if min(len(rows), len(others)) < FEWEST:
         return skipped(f"fewer than {FEWEST} images of a kind are classified right")
     here, there = s.attack(attack, "u6", rows=rows), other.attack(attack, "u6", rows=others)
-    low, _ = wilson(here.correct.sum().item(), len(rows))
-    _, high = wilson(there.correct.sum().item(), len(others))
+    low, _ = wilson(here.correct.sum().item(), len(rows), LEVEL)
+    _, high = wilson(there.correct.sum().item(), len(others), LEVEL)
     measured: dict[str, Value] = {"judged_acc": here.accuracy, "other_acc": there.accuracy}
     done = (
         f"APGD-{s.budget.steps} on the margin, on {len(rows)} judged images and {len(others)} of the training part, "
@@ -64,7 +65,7 @@ ROBUSTNESS_CARRIES_OVER = Check(
     title="the network is robust not only on the judged images",
     source=PROJECT,
     rule=f"accuracy under the same attack on other images, classified right, is less by at most {100 * GAP:g} points, "
-    "or the 95 % intervals meet; images of the training part, on which an honest network is more robust, if anything",
+    "or the 99.9 % intervals meet; images of the training part, on which an honest network is more robust, if anything",
     meaning="The network knows the test images, and is robust around them alone.",
     advice="Judge it on images that whoever made it cannot have had.",
     run=robustness_carries_over,
