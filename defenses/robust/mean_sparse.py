@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from attacks.base import Silence, check, noise_from
+from attacks.base import check
 from defenses.base import Defense, Make, Step, frozen_statistics
 from defenses.robust.broken import ACTIVATIONS
-
-PART = 256  # images at once
+from defenses.robust.inserting import inserted, show
 
 
 class MeanSparsified(nn.Module):
@@ -111,7 +110,9 @@ class MeanSparse(Defense):
 
     def wrap(self, make: Make) -> Make:
         """A factory of the network with places for mu and sigma, empty as long as it trains."""
-        return make if self.alpha == 0 else lambda: _inserted(make(), self.alpha, {})
+        if self.alpha == 0:
+            return make
+        return lambda: inserted(make(), ACTIVATIONS, lambda part: Before(MeanSparsified(self.alpha), part))
 
     def begin(self, s: Step) -> None:
         """Draw the images; whether every activation has channels of its own is seen now."""
@@ -133,16 +134,6 @@ class MeanSparse(Defense):
         return deployed
 
 
-def _inserted(module: nn.Module, alpha: float, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put the step before every activation of a network, in place; an activation itself comes back behind one."""
-    if isinstance(module, ACTIVATIONS):
-        return known.setdefault(module, Before(MeanSparsified(alpha), module))
-    for name, child in list(module._modules.items()):  # a child under two names is met under both
-        if child is not None and not isinstance(child, Before):
-            setattr(module, name, _inserted(child, alpha, known))
-    return module
-
-
 @torch.no_grad()
 def _moments(model: nn.Module, images: Tensor) -> dict[MeanSparsified, tuple[Tensor, Tensor]]:
     """Mean and standard deviation (C,) of what each of the steps gets.
@@ -156,23 +147,16 @@ def _moments(model: nn.Module, images: Tensor) -> dict[MeanSparsified, tuple[Ten
     """
     sums: dict[MeanSparsified, Tensor] = {}  # count, sum and sum of squares, (3, C) in float64
 
-    def look(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def look(layer: nn.Module, given: Tensor) -> None:
         assert isinstance(layer, MeanSparsified)
-        rows = args[0].detach().double().transpose(0, 1).flatten(1)
+        rows = given.double().transpose(0, 1).flatten(1)
         now = torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)])
         before = sums.get(layer, torch.zeros_like(now))
         same = before.shape == now.shape
         check(same, "alpha", "activations used at one place each, or of one width", rows.shape[0])
         sums[layer] = before + now
 
-    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, MeanSparsified)]
-    try:
-        with noise_from(model, Silence()):
-            for part in torch.split(images, PART):
-                model(part)
-    finally:
-        for handle in handles:
-            handle.remove()
+    show(model, MeanSparsified, look, images)
     out = {}
     for layer, (count, total, squares) in sums.items():
         mean = total / count

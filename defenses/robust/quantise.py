@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from attacks.base import Silence, check, noise_from
+from attacks.base import check
 from defenses.base import Defense, Make, Step, frozen_statistics
+from defenses.robust.inserting import inserted, show
 
-PART = 256  # images at once
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -121,7 +121,9 @@ class Quantise(Defense):
 
     def wrap(self, make: Make) -> Make:
         """A factory of the network with places for scales and zeros, empty as long as it trains."""
-        return make if self.bits == 0 else lambda: _inserted(make(), self.bits, {})
+        if self.bits == 0:
+            return make
+        return lambda: inserted(make(), LAYERS, lambda part: RoundedLayer(part, self.bits))
 
     def begin(self, s: Step) -> None:
         """Draw the images."""
@@ -157,16 +159,6 @@ def rounded_weight(weight: Tensor, bits: int) -> Tensor:
     return out.to(weight.dtype)
 
 
-def _inserted(module: nn.Module, bits: int, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put a rounding before every layer of a network, in place; a layer itself comes back behind one."""
-    if isinstance(module, LAYERS):
-        return known.setdefault(module, RoundedLayer(module, bits))
-    for name, child in list(module._modules.items()):  # a child under two names is met under both
-        if child is not None and not isinstance(child, RoundedLayer):
-            setattr(module, name, _inserted(child, bits, known))
-    return module
-
-
 @torch.no_grad()
 def _ranges(model: nn.Module, images: Tensor) -> dict[Rounding, tuple[Tensor, Tensor]]:
     """Smallest and largest value that each rounding gets.
@@ -177,18 +169,11 @@ def _ranges(model: nn.Module, images: Tensor) -> dict[Rounding, tuple[Tensor, Te
     """
     found: dict[Rounding, tuple[Tensor, Tensor]] = {}
 
-    def look(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def look(layer: nn.Module, given: Tensor) -> None:
         assert isinstance(layer, Rounding)
-        low, high = args[0].detach().float().aminmax()
+        low, high = given.float().aminmax()
         before = found.get(layer, (low, high))
         found[layer] = torch.minimum(low, before[0]), torch.maximum(high, before[1])
 
-    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, Rounding)]
-    try:
-        with noise_from(model, Silence()):
-            for part in torch.split(images, PART):
-                model(part)
-    finally:
-        for handle in handles:
-            handle.remove()
+    show(model, Rounding, look, images)
     return found
