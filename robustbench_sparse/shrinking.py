@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks.base import is_stochastic
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.files import write_json
+from robustbench_sparse.foundation.files import check_free, write_json
 from robustbench_sparse.runs.shrunk_file import load_shrunk, save_shrunk
 from robustbench_sparse.runs.targets import Target, data_of, images_of, resolve_target
 from robustbench_sparse.sparsity.counting import count_sparsity
@@ -125,9 +125,7 @@ def _check_paths(out: Path, report: Path, onnx: Path | None, force: bool) -> Non
         raise UserError(f"--output: expected a name that ends in .safetensors, got {out}")
     if onnx is not None and onnx.suffix != ".onnx":
         raise UserError(f"--onnx: expected a name that ends in .onnx, got {onnx}")
-    there = [path for path in (out, report, onnx) if path is not None and path.exists()]
-    if there and not force:
-        raise UserError(f"{there[0]}: is there already; --force writes over it")
+    check_free([path for path in (out, report, onnx) if path is not None], force)
 
 
 def _same_weights(first: nn.Module, second: nn.Module, path: Path) -> None:

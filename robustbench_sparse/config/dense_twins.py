@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
-from defenses.base import Asked, prunable
+from defenses.base import Asked, Defense, prunable
 from robustbench_sparse.config.optimizer_base import OptimizerSpec
 from robustbench_sparse.config.plan import DenseTwin, Plan, RunPlan, StagePlan
 from robustbench_sparse.config.schema import BenchmarkConfig, Entry, TwinConfig
@@ -115,22 +116,28 @@ def _thinned(run: RunPlan, sparse: RunPlan, images: tuple[int, int, int]) -> Run
 
 def _weights(run: RunPlan, spec: ModelSpec, images: tuple[int, int, int]) -> dict[str, int]:
     """How many weights each convolution and linear layer of a row's network has, by name."""
+    return _sizes(_network(run, spec, images)[0])
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    return {name: w.numel() for name, w in prunable(model).items()}
+
+
+def _network(run: RunPlan, spec: ModelSpec, images: tuple[int, int, int]) -> tuple[nn.Module, list[Defense]]:
+    """A row's network, its weights on "meta", and the defenses it was built with."""
     channels, size, classes = images
     with torch.device("meta"):
         defenses = [d.build() for d in run.defenses]
-        model = build_network(spec, defenses, channels, size, run.task.classes(classes), 0)
-    return {name: w.numel() for name, w in prunable(model).items()}
+        return build_network(spec, defenses, channels, size, run.task.classes(classes), 0), defenses
 
 
 def _left(sparse: RunPlan, sparsity: float | None, images: tuple[int, int, int]) -> int:
     """Weights that a row's network is to have left."""
-    sizes = _weights(sparse, sparse.model, images)
+    model, defenses = _network(sparse, sparse.model, images)
+    sizes = _sizes(model)
     if sparsity is not None:
         return sum(sizes.values()) - round(sum(sizes.values()) * sparsity / 100)
-    channels, size, classes = images
     with torch.device("meta"):
-        defenses = [d.build() for d in sparse.defenses]
-        model = build_network(sparse.model, defenses, channels, size, sparse.task.classes(classes), 0)
         every = [found for d in defenses if (found := d.asked(model)) is not None and found.kind == "weight"]
     # What is projected is met whatever another method steered for.
     chosen = [a for a in every if a.binding] or every

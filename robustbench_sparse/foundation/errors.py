@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,22 @@ class UserError(Exception):
 
 class Busy(UserError):
     """Another process is working on the same folder."""
+
+
+class MissingExtra(UserError):
+    """A package of an extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'robustbench_sparse[{extra}]'")
+
+
+def check_installed(packages: Iterable[str], extra: str) -> None:
+    """Raise MissingExtra for the first of an extra's packages that cannot be imported."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise MissingExtra(name, extra) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -224,6 +224,13 @@ def _strange(name: str, weight: Tensor, own: Tensor, parameters: Set[str]) -> st
     if bool(values.isnan().any()) or (name in parameters and not bool(values.isfinite().all())):
         return f"{name} has values that are not finite"
     return ""
+
+
+def check_free(paths: Iterable[Path], force: bool) -> None:
+    """UserError for the first file that is there already, unless ``--force`` may write over it."""
+    there = [path for path in paths if path.exists()]
+    if there and not force:
+        raise UserError(f"{there[0]}: is there already; --force writes over it")
 
 
 @contextlib.contextmanager

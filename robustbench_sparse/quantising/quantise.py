@@ -29,7 +29,7 @@ from robustbench_sparse.config.suites import SUITES
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.files import write_atomically, write_json
+from robustbench_sparse.foundation.files import check_free, write_atomically, write_json
 from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.foundation.streams import derive
 from robustbench_sparse.quantising.judged import Networks, judged
@@ -146,9 +146,7 @@ def _check_files(files: Sequence[Path], force: bool) -> None:
         raise UserError(f"--output: expected a name that ends in .onnx, got {files[0]}")
     if not files[0].parent.is_dir():
         raise UserError(f"--output: {files[0].parent}: no such folder")
-    there = [path for path in files if path.exists()]
-    if there and not force:
-        raise UserError(f"{there[0]}: is there already; --force writes over it")
+    check_free(files, force)
 
 
 # What to attack with -----------------------------------------------------------------------------------------

@@ -13,21 +13,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
 
 from robustbench_sparse import benchmark, evaluation
-from robustbench_sparse.cli import main as cli
 from robustbench_sparse.cli.listing import TABLES
 from robustbench_sparse.config.plugins import import_object
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.seals import seal
+from tests.helpers.commands import call, one_line
 
 VERBS = ("run", "evaluate", "leaderboard", "list", "check", "curve", "quantise")
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, list(arguments))
 
 
 def results(
@@ -72,15 +67,6 @@ def results(
     attacked.to_csv(home / "outcomes" / "pgd.csv", index=False)
     seal(home)
     return folder / name
-
-
-def one_line(result: Result) -> str:
-    """The message of a refused command: exit code 2, one line on stderr, nothing on stdout, no traceback."""
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("error: ").rstrip()
 
 
 # Help ---------------------------------------------------------------------------------------------------

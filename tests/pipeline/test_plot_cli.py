@@ -9,28 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
 
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.cli import main as cli
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.foundation.progress import Silent
 from robustbench_sparse.reporting.figures import FIGURES
+from tests.helpers.commands import call, one_line
 from tests.helpers.small import small
 
 BEGINS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def one_line(result: Result) -> str:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("error: ").rstrip()
 
 
 def config(**train: Any) -> dict[str, Any]:

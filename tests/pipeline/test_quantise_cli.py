@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.cli import main as cli
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.quantise.onnx_network import OnnxNetwork
+from tests.helpers.commands import call, one_line
 from tests.helpers.small import small
 
 ODD = """
@@ -41,18 +41,6 @@ def net():
 def bare():
     return nn.Flatten()
 """
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def one_line(result: Result) -> str:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("error: ").rstrip()
 
 
 def trained(folder: Path, **settings: Any) -> dict[str, Path]:

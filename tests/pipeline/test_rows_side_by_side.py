@@ -97,16 +97,10 @@ def test_several_processes_need_to_know_their_threads(tmp_path: Path) -> None:
         run_benchmark(tiny(threads=None), out=tmp_path, jobs=2)
 
 
-def test_an_error_in_a_row_is_a_line_and_ends_the_others(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from dataclasses import dataclass\nfrom defenses.base import Defense\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Fails(Defense):\n"
-        "    def perturb(self, s):\n        print('not a report')\n        raise RuntimeError('as it\\nwas meant')\n"
-    )
-    config = tmp_path / "b.yaml"
-    config.write_text(
-        yaml.safe_dump(tiny(runs={"a": {"defenses": ["mine:Fails"]}, "b": {}}, attacks={"f": "fgsm"}))
-    )
+def refused(raw: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """A benchmark that two processes work on in a folder, and that ends with an error: its line, and all of stderr."""
+    config = folder / "b.yaml"
+    config.write_text(yaml.safe_dump(raw))
     words = [
         sys.executable,
         "-m",
@@ -114,13 +108,24 @@ def test_an_error_in_a_row_is_a_line_and_ends_the_others(tmp_path: Path) -> None
         "run",
         str(config),
         "--out",
-        str(tmp_path),
+        str(folder),
         "--jobs",
         "2",
     ]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    return line, done.stderr
+
+
+def test_an_error_in_a_row_is_a_line_and_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom defenses.base import Defense\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Fails(Defense):\n"
+        "    def perturb(self, s):\n        print('not a report')\n        raise RuntimeError('as it\\nwas meant')\n"
+    )
+    raw = tiny(runs={"a": {"defenses": ["mine:Fails"]}, "b": {}}, attacks={"f": "fgsm"})
+    line, _ = refused(raw, tmp_path)
     assert line == "error: RuntimeError: as it was meant"
 
 
@@ -206,25 +211,10 @@ def test_a_row_that_every_process_dies_of_is_an_error(tmp_path: Path) -> None:
         "@dataclass(frozen=True, kw_only=True)\nclass Dies(Defense):\n"
         "    def perturb(self, s):\n        os._exit(9)\n"
     )
-    config = tmp_path / "b.yaml"
     runs = {"a": {"defenses": ["mine:Dies"]}, "b": {}}
-    config.write_text(yaml.safe_dump(tiny(runs=runs, attacks={"f": "fgsm"}, seeds=[0])))
-    words = [
-        sys.executable,
-        "-m",
-        "robustbench_sparse",
-        "run",
-        str(config),
-        "--out",
-        str(tmp_path),
-        "--jobs",
-        "2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    line, said = refused(tiny(runs=runs, attacks={"f": "fgsm"}, seeds=[0]), tmp_path)
     assert line.startswith("error: runs.a, seed 0: 3 processes that worked on it ended, the last: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
 
 
 def test_best_and_last_epoch_come_from_one_training(tmp_path: Path) -> None:

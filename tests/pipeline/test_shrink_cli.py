@@ -14,12 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from typer.testing import CliRunner, Result
 
 from attacks.base import NoiseOff, Silence, noise_from
 from robustbench_sparse import shrinking
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.cli import main as cli
 from robustbench_sparse.data import DATASETS
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json, save_weights, sha256, write_json
@@ -28,23 +26,12 @@ from robustbench_sparse.runs.shrunk_file import load_shrunk
 from robustbench_sparse.runs.targets import resolve_target
 from robustbench_sparse.sparsity.counting import count_sparsity
 from robustbench_sparse.sparsity.shrink.surgery import Shrunk
+from tests.helpers.commands import call, one_line
 from tests.helpers.small import small
 
 pytest.importorskip("torch_pruning")
 
 DEAD = 3  # of the 8 channels inside the first block
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def one_line(result: Result) -> str:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("error: ").rstrip()
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 from robustbench_sparse.benchmark import run_benchmark
-from robustbench_sparse.cli import main as cli
 from robustbench_sparse.runs.shrunk_file import load_shrunk
 from robustbench_sparse.runs.targets import resolve_target
 from robustbench_sparse.sparsity.shrink.surgery import Shrunk, shrink_network
+from tests.helpers.commands import call
 from tests.helpers.small import small
 
 pytest.importorskip("torch_pruning")
@@ -31,10 +30,6 @@ ROWS: dict[str, Any] = {
     }
 }
 START = [{"name": "sparse_init", "density": 0.3, "linear": "row", "bias": "positive"}]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
 def trained(out: Path, epochs: int = 1, **changes: Any) -> Path:

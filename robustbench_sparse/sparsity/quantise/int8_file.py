@@ -24,22 +24,15 @@ import torch
 from torch import Tensor
 
 from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.sparsity.shrink import onnx_file
 
-EXTRA = "pip install 'robustbench_sparse[quantise]'"
+EXTRA = "quantise"  # whose packages are needed
 BATCH = 64  # images of calibration looked at together; changes no result
-
-
-class MissingExtra(UserError):
-    """A package of the extra ``quantise`` is not installed."""
 
 
 def check_installed() -> None:
     """Raise MissingExtra where a package that quantising needs is not there."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise MissingExtra(f"{name} is not installed: {EXTRA}") from None
+    onnx_file.check_installed(EXTRA)
 
 
 def quantised(graph: bytes, images: Tensor) -> bytes:

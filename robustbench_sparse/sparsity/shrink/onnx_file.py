@@ -13,21 +13,18 @@ from torch import Tensor, nn
 
 from attacks.base import NoiseOff, RandomModule
 from robustbench_sparse.engine.batchnorm_folding import replace_layer
+from robustbench_sparse.foundation import errors
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import write_atomically
 from robustbench_sparse.sparsity.shrink.proof import TOLERANCE
-from robustbench_sparse.sparsity.shrink.surgery import EXTRA, MissingExtra
+from robustbench_sparse.sparsity.shrink.surgery import EXTRA
 
 BATCHES = (1, 5)  # the file takes batches of any size; these are tried
 
 
-def check_installed() -> None:
-    """Raise MissingExtra where a package that exporting or verifying needs is not there."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise MissingExtra(f"{name} is not installed: {EXTRA}") from None
+def check_installed(extra: str = EXTRA) -> None:
+    """Raise MissingExtra where a package that exporting or verifying needs is not there; ``extra`` names who asks."""
+    errors.check_installed(("onnx", "onnxscript", "onnxruntime"), extra)
 
 
 def exported(model: nn.Module, x: Tensor) -> bytes:

@@ -16,16 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import RandomModule, Silence, noise_from
-from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.errors import MissingExtra, UserError, one_line
 from robustbench_sparse.models.skips import SkipLayer
 from robustbench_sparse.sparsity.shrink.calls import MIXING, NORMS
 from robustbench_sparse.sparsity.shrink.liveness import Liveness, liveness
 
-EXTRA = "pip install 'robustbench_sparse[shrink]'"
-
-
-class MissingExtra(UserError):
-    """A package of the extra ``shrink`` is not installed."""
+EXTRA = "shrink"  # whose packages are needed
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def torch_pruning() -> ModuleType:
     try:
         import torch_pruning
     except ImportError:
-        raise MissingExtra(f"torch-pruning is not installed: {EXTRA}") from None
+        raise MissingExtra("torch-pruning", EXTRA) from None
     module: ModuleType = torch_pruning
     return module
 

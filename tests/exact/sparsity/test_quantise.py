@@ -17,9 +17,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from robustbench_sparse.foundation.errors import UserError  # noqa: E402
+from robustbench_sparse.foundation.errors import MissingExtra, UserError  # noqa: E402
 from robustbench_sparse.models import MODELS  # noqa: E402
-from robustbench_sparse.sparsity.quantise.int8_file import MissingExtra, contents, quantised  # noqa: E402
+from robustbench_sparse.sparsity.quantise.int8_file import contents, quantised  # noqa: E402
 from robustbench_sparse.sparsity.quantise.onnx_network import OnnxNetwork  # noqa: E402
 from robustbench_sparse.sparsity.shrink.onnx_file import exported  # noqa: E402
 
