@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: quickstart test bench scaling fuzz check format lint types clean help
+.PHONY: quickstart test bench scaling gpu fuzz check format lint types clean help
 
 help:
 	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
 	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
+	@echo "make gpu         what one GPU works off overnight: tests, timings, the long benchmarks (OPTIONS='--data-root DIR')"
 	@echo "make fuzz        hostile configs, weights, data, result files, and a kill matrix; long"
 	@echo "make check       format, lint, types and tests: what CI runs"
 	@echo "make format      rewrite the code in the project's format"
@@ -36,6 +37,9 @@ bench: $(BENCH_STAMP)
 
 scaling: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.scaling $(OPTIONS)
+
+gpu: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks.gpu $(OPTIONS)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.config_mutants --count 20000

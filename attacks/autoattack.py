@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from attacks.apgd import APGD
 from attacks.base import Attack, SampleRandom, Threat, check, exact_of, is_stochastic, logits_of
 from attacks.fab import FAB
-from attacks.iterate import Best
+from attacks.iterate import Best, questioned
 from attacks.losses import loss_towards
-from attacks.square import Square
+from attacks.square import MANY, Square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,16 @@ class AutoAttack(Attack):
         with torch.no_grad():
             clean = logits_of(model, x, random, self.eot)
         best.update(rows, x, margin(clean, goal))
+        # Square is worth a compiled form for answers, and the others ask, too.
+        asks = self.queries >= MANY and not noisy
         for attack in self.attacks(clean.shape[1], towards):
             if not noisy:
                 rows = (~best.fooled).nonzero().flatten()
             if len(rows) == 0:
                 break
             streams = random.subset(rows)
-            found = threat.project(attack(model, x[rows], goal[rows], threat, streams), x[rows])
+            with questioned(model) if asks else contextlib.nullcontext():
+                found = threat.project(attack(model, x[rows], goal[rows], threat, streams), x[rows])
             with torch.no_grad():
                 # A success on a stand-in that the network itself does not confirm is left to the next attack.
                 logits = logits_of(model, found, streams, self.eot) if exact is None else exact(found)

@@ -153,6 +153,19 @@ class SampleRandom:
         """One integer in [0, high) per image; (B,) on the CPU."""
         return torch.stack([torch.randint(high, (), generator=g) for g in self._generators])
 
+    def counters(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and places of ``count`` images for ``attacks.philox.normals``: a new key from each image's stream.
+
+        Raises:
+            ValueError: when there are more or fewer images than streams.
+        """
+        if count != len(self):
+            raise ValueError(f"expected a tensor of {len(self)} images, got {count}")
+        keys = torch.empty(count, dtype=torch.int64)
+        for row, generator in zip(keys, self._generators, strict=True):
+            row.random_(2**62, generator=generator)
+        return keys, torch.zeros_like(keys)
+
     def _fill(self, like: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         if like.shape[0] != len(self):
             raise ValueError(f"expected a tensor of {len(self)} images, got {like.shape[0]}")
@@ -166,6 +179,18 @@ class SampleRandom:
 def _seeded(text: str) -> torch.Generator:
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def batch_counters(generator: torch.Generator | None, count: int) -> tuple[Tensor, Tensor]:
+    """Keys and places for ``attacks.philox.normals``, int64 (count,): one key, drawn once, and a place for each image.
+
+    Args:
+        generator: torch's default one if None.
+        count: the batch's images.
+    """
+    device = None if generator is None else generator.device
+    key = torch.randint(2**62, (), generator=generator, device=device)
+    return torch.full((count,), int(key)), torch.arange(count)
 
 
 class NoiseSource(Protocol):
@@ -189,6 +214,10 @@ class GeneratorNoise:
         )
         return out.to(device=like.device, dtype=like.dtype)
 
+    def counters(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and places of ``count`` images."""
+        return batch_counters(self.generator, count)
+
 
 class RandomModule(nn.Module):
     """Base of layers that draw noise at inference. ``noise_source`` None means torch's global generator."""
@@ -202,6 +231,13 @@ class RandomModule(nn.Module):
         # Not randn_like: for other types and layouts than the plain ones it draws one number at a time.
         wide = torch.promote_types(like.dtype, torch.float32)
         return torch.randn(like.shape, dtype=wide, device=like.device).to(like.dtype)
+
+    def counters(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and places of ``count`` images from the bound source; None where it only gives numbers."""
+        if self.noise_source is None:
+            return batch_counters(None, count)
+        counters = getattr(self.noise_source, "counters", None)
+        return None if counters is None else counters(count)
 
 
 def is_stochastic(model: nn.Module) -> bool:

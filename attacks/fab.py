@@ -124,22 +124,36 @@ class FAB(Attack):
         """One path per image from ``x_adv``; shows its points to ``best``, where ``rows`` numbers these images.
 
         ``classes`` (B, 2) holds the class to leave (or to reach, if ``towards``) and the one it is compared to.
+
+        A step's gradient is needed where the path goes on: at the point that the last step led to, or nearer to the
+        clean image where that one fools. Paths along the boundary fool at most of their steps: after a step that did,
+        the next point is only asked, and the gradient taken once it is known where. On a random network each pass is
+        another draw, and the first gradient is the verdict.
         """
-        margin = loss_towards("margin", towards)
+        margin, goal = loss_towards("margin", towards), classes[:, 0]
+        fooled = torch.zeros_like(rows, dtype=torch.bool)
         height: Loss = lambda z, c: margin(z, c[:, 0]) if towards else lead(z, c[:, 0], c[:, 1])  # noqa: E731
         for step in range(self.steps):
+            ask = fooled.nonzero().flatten()
+            if len(ask):
+                with torch.no_grad():
+                    gap = margin(logits_of(model, x_adv[ask], random.subset(ask), self.eot), goal[ask])
+                _show(best, rows[ask], x[ask], x_adv[ask], gap, threat)
+                fooled[ask] = gap > 0
+                x_adv = self._nearer(x, x_adv, ask[gap > 0])
             w, value, logits = input_gradient(model, x_adv, classes, height, random, self.eot)
             if step:
-                # This pass is also the verdict on the point that the last step led to.
-                fools = margin(logits, classes[:, 0])
-                _show(best, rows, x, x_adv, fools, threat)
-                back = (fools > 0).nonzero().flatten()
+                fools = margin(logits, goal)
+                new = torch.ones_like(fooled).index_fill(0, ask, False)  # whose pass this is a verdict, too
+                _show(best, rows[new], x[new], x_adv[new], fools[new], threat)
+                back = (new & (fools > 0)).nonzero().flatten()
                 if len(back):
-                    x_adv = x_adv.clone()
-                    x_adv[back] = x[back] + self.beta * (x_adv[back] - x[back])
+                    x_adv = self._nearer(x, x_adv, back)
                     w[back], value[back], _ = input_gradient(
                         model, x_adv[back], classes[back], height, random.subset(back), self.eot
                     )
+                    if not is_stochastic(model):
+                        fooled[back] = True
             to_plane = project_hyperplane(x_adv, w, -value, threat.norm)
             # The same hyperplane, seen from the clean image.
             offset = (w * (x_adv - x)).flatten(1).sum(1) - value
@@ -150,8 +164,14 @@ class FAB(Attack):
             x_adv = (1 - alpha) * (x_adv + self.eta * to_plane) + alpha * (x + self.eta * from_clean)
             x_adv = x_adv.clamp(0, 1)
         with torch.no_grad():
-            gap = margin(logits_of(model, x_adv, random, self.eot), classes[:, 0])
+            gap = margin(logits_of(model, x_adv, random, self.eot), goal)
         _show(best, rows, x, x_adv, gap, threat)
+
+    def _nearer(self, x: Tensor, x_adv: Tensor, rows: Tensor) -> Tensor:
+        """The points with some of them, ``rows``, drawn back towards the clean images."""
+        x_adv = x_adv.clone()
+        x_adv[rows] = x[rows] + self.beta * (x_adv[rows] - x[rows])
+        return x_adv
 
     def _bisect(
         self,
@@ -179,10 +199,12 @@ class FAB(Attack):
 
 
 def project_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
-    """The smallest d with <w, d> = b and x + d in [0, 1]; exact, by sorting.
+    """The smallest d with <w, d> = b and x + d in [0, 1]; exact.
 
     The optimum is d_i = sign(b w_i) min(t s_i, room_i): room_i is how far pixel i may go, s_i = 1 for l_inf and
-    |w_i| for l2, and t is the one unknown, in which <w, d> is piecewise linear (paper, Appendix A).
+    |w_i| for l2, and t is the one unknown, in which <w, d> is piecewise linear (paper, Appendix A). It is concave in
+    t, too: Newton's method from 0 comes up to the root from below, and ends on it once no further pixel runs out of
+    room, after a handful of steps where sorting all pixels would take as long as the network's pass.
 
     Args:
         x: points (B, ...) in [0, 1].
@@ -197,16 +219,18 @@ def project_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
     weight, b = signed.abs(), b.abs()
     speed = torch.where(weight == 0, 1.0, weight) if norm == "l2" else torch.ones_like(weight)
     room = torch.where(signed > 0, 1 - flat, flat) * (weight != 0)  # (B, P)
-    ends, order = (room / speed).sort(dim=1)  # the t at which each pixel has no room left
-    full = (weight * room).gather(1, order).cumsum(1)
-    rates = (weight * speed).gather(1, order)
-    left = rates.flip(1).cumsum(1).flip(1)  # d<w, d>/dt before each end, (B, P)
-    before = torch.cat([torch.zeros_like(full[:, :1]), full[:, :-1]], 1)
-    reached = before + ends * left >= b[:, None]  # <w, d> at each end, against what it should be
-    first = reached.to(torch.uint8).argmax(1, keepdim=True)
-    tiny = torch.finfo(x.dtype).tiny
-    t = ((b[:, None] - before.gather(1, first)) / left.gather(1, first).clamp_min(tiny)).clamp_min(0)
-    t = torch.where(reached.any(1, keepdim=True), t, ends[:, -1:])
+    ends, rates, full = room / speed, weight * speed, weight * room
+    t = torch.zeros_like(b)
+    while True:
+        free = ends > t[:, None]  # pixels that have room left
+        slope = torch.where(free, rates, 0).sum(1)
+        missing = b - torch.where(free, 0, full).sum(1)
+        # Without slope all pixels are at the end of their room, and stay there.
+        further = torch.where(slope > 0, missing / slope, math.inf)
+        if not bool((further > t).any()):
+            break
+        t = torch.maximum(t, further)
+    t = t[:, None]
     return (steepest(signed, "linf") * torch.minimum(t * speed, room)).view_as(x)
 
 

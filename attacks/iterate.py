@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,23 @@ def settled(model: nn.Module, x: Tensor, x_adv: Tensor, fools: Loss, y: Tensor) 
     """
     exact = exact_of(model)
     return x_adv if exact is None or is_stochastic(model) else stretch(exact, x, x_adv, fools, y)
+
+
+@contextlib.contextmanager
+def questioned(model: nn.Module) -> Iterator[None]:
+    """For the length of a block, thousands of passes without gradients are to come.
+
+    A stand-in may have parts that are worth preparing for that: those with an attribute ``asked``, which is set here.
+    """
+    parts = [m for m in model.modules() if isinstance(getattr(m, "asked", None), bool)]
+    before = [m.asked for m in parts]
+    try:
+        for m in parts:
+            m.asked = True  # type: ignore[assignment]
+        yield
+    finally:
+        for m, old in zip(parts, before, strict=True):
+            m.asked = old
 
 
 class Adam:

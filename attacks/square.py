@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,21 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack, Loss, SampleRandom, Threat, check, is_stochastic, logits_of, per_image
-from attacks.iterate import Best
+from attacks.iterate import Best, questioned
 from attacks.losses import loss_towards
 
-HALVINGS = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # of p, on a scale of 10000 steps (sec. 5 of the paper)
+# Steps after which p is halved, on a scale of 10000 (sec. 5 of the paper).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+Start = Callable[[Tensor, Threat, SampleRandom], Tensor]
+Propose = Callable[[Tensor, Tensor, Threat, int, Tensor], Tensor]
 BLOCK = 64  # steps whose random numbers are drawn at once
+# Queries from which on a stand-in is worth a compiled form of its own for passes without gradients.
+MANY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +75,15 @@ class Square(Attack):
         goal, towards = self.aim(model, x, y, random, self.eot)
         best, loss = Best(x), loss_towards("margin", towards)
         each = (self.queries - (self.target not in ("none", "given"))) // self.restarts
-        rows = torch.arange(len(x), device=x.device)
-        for _ in range(self.restarts):
-            if not is_stochastic(model):
-                rows = rows[~best.fooled[rows]]
-            if len(rows) == 0:
-                break
-            self._search(model, x[rows], goal[rows], loss, threat, random.subset(rows), best, rows, each)
+        rows, noisy = torch.arange(len(x), device=x.device), is_stochastic(model)
+        search = self._search_noisy if noisy else self._search
+        with questioned(model) if self.queries >= MANY and not noisy else contextlib.nullcontext():
+            for _ in range(self.restarts):
+                if not noisy:
+                    rows = rows[~best.fooled[rows]]
+                if len(rows) == 0:
+                    break
+                search(model, x[rows], goal[rows], loss, threat, random.subset(rows), best, rows, each)
         return best.result()
 
     def _search(
@@ -99,39 +98,74 @@ class Square(Attack):
         rows: Tensor,
         queries: int,
     ) -> None:
-        """Search with so many queries; show the points to ``best``, in which these images are ``rows``."""
-        linf, noisy = threat.norm == "linf", is_stochastic(model)
+        """Search with so many queries; show what was found to ``best``, in which these images are ``rows``.
 
-        def ask(points: Tensor) -> Tensor:
-            with torch.no_grad():
-                return loss(logits_of(model, points, random, self.eot), goal)
-
-        start, propose = (_stripes, _window) if linf else (_tiles, _two_windows)
-        point = start(x, threat, random)
-        value, asked = ask(point), torch.ones_like(goal)
-        best.update(rows, point, value, torch.full_like(value, -math.inf) if noisy else None)
-        value = torch.where(value.isfinite(), value, -math.inf)
-        steps, draws = (queries - 1) // (1 + noisy), x.new_empty(0)
+        The point kept is the best one so far: ``best`` is shown it once, when the image leaves.
+        """
+        start, propose = self._kinds(threat)
+        point, steps, draws = start(x, threat, random), queries - 1, x.new_empty(0)
+        value = _ask(model, point, goal, loss, random)
+        # Where an answer was not finite; such points are never kept.
+        broken = ~value.isfinite()
+        value = torch.where(broken, -math.inf, value)
         for step in range(steps):
-            if not noisy and bool(best.fooled[rows].any()):
-                stay = ~best.fooled[rows]
-                x, goal, point, value, asked, rows = (t[stay] for t in (x, goal, point, value, asked, rows))
+            if step % _patience(x) == 0 and bool((value > 0).any()):
+                _show(best, rows, point, value, broken, value > 0)
+                stay = value <= 0
+                x, goal, point, value, broken, rows = (t[stay] for t in (x, goal, point, value, broken, rows))
                 draws, random = draws[stay] if step else draws, random.subset(stay)
                 if len(rows) == 0:
                     return
             if step % BLOCK == 0:
-                draws = random.uniform(x.new_empty(len(x), BLOCK, 5 + x.shape[1], dtype=torch.float32))
+                draws = self._draws(x, random)
             new = propose(x, point, threat, self._side(x, step / steps, threat), draws[:, step % BLOCK])
-            new_value = ask(new)
-            # On a random network, candidates count only once they have been asked again.
-            best.update(rows, new, new_value, torch.full_like(value, -math.inf) if noisy else None)
-            if noisy:
-                value, asked = (asked * value + ask(point)) / (asked + 1), asked + 1
+            new_value = _ask(model, new, goal, loss, random)
+            broken |= ~new_value.isfinite() & (value <= 0)
+            better = (new_value.isfinite() & (new_value > value) & (value <= 0)).nonzero().flatten()
+            point[better], value[better] = new[better], new_value[better]
+        _show(best, rows, point, value, broken, torch.ones_like(broken))
+
+    def _search_noisy(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        goal: Tensor,
+        loss: Loss,
+        threat: Threat,
+        random: SampleRandom,
+        best: Best,
+        rows: Tensor,
+        queries: int,
+    ) -> None:
+        """``_search`` on a random network: no image leaves, and the point kept is asked anew at each step."""
+        start, propose = self._kinds(threat)
+        point = start(x, threat, random)
+        value, asked = _ask(model, point, goal, loss, random, self.eot), torch.ones_like(goal)
+        # Points count only once they have been asked again.
+        never = torch.full_like(value, -math.inf)
+        best.update(rows, point, value, never)
+        value = torch.where(value.isfinite(), value, -math.inf)
+        steps = (queries - 1) // 2
+        for step in range(steps):
+            if step % BLOCK == 0:
+                draws = self._draws(x, random)
+            new = propose(x, point, threat, self._side(x, step / steps, threat), draws[:, step % BLOCK])
+            new_value = _ask(model, new, goal, loss, random, self.eot)
+            best.update(rows, new, new_value, never)
+            again = _ask(model, point, goal, loss, random, self.eot)
+            value, asked = (asked * value + again) / (asked + 1), asked + 1
             better = new_value.isfinite() & ~(new_value <= value)
             point = torch.where(per_image(better, new), new, point)
             value, asked = torch.where(better, new_value, value), torch.where(better, 1, asked)
-        if noisy:
-            best.update(rows, point, value)
+        best.update(rows, point, value)
+
+    def _kinds(self, threat: Threat) -> tuple[Start, Propose]:
+        """Where a search begins, and how it goes on."""
+        return (_stripes, _window) if threat.norm == "linf" else (_tiles, _two_windows)
+
+    def _draws(self, x: Tensor, random: SampleRandom) -> Tensor:
+        """U(0, 1) for the windows of a block of steps, (B, BLOCK, 5 + C)."""
+        return random.uniform(x.new_empty(len(x), BLOCK, 5 + x.shape[1], dtype=torch.float32))
 
     def _side(self, x: Tensor, progress: float, threat: Threat) -> int:
         """Side of the window after a share ``progress`` of the steps."""
@@ -142,6 +176,27 @@ class Square(Attack):
         if threat.norm == "l2":  # as the authors' code: the pattern needs a middle
             side = max(3, side + 1 - side % 2)
         return min(side, height, width)
+
+
+def _ask(
+    model: nn.Module, points: Tensor, goal: Tensor, loss: Loss, random: SampleRandom, eot: int = 1
+) -> Tensor:
+    """The loss at each point, (B,)."""
+    with torch.no_grad():
+        return loss(logits_of(model, points, random, eot), goal)
+
+
+def _patience(x: Tensor) -> int:
+    """Steps after which images that are fooled leave. They change no more before, and a device is not waited for."""
+    return 1 if x.device.type == "cpu" else BLOCK // 4
+
+
+def _show(best: Best, rows: Tensor, point: Tensor, value: Tensor, broken: Tensor, which: Tensor) -> None:
+    """Show ``best`` the points of some images, and for which of them some answer was not finite; all (B, ...)."""
+    at = which.nonzero().flatten()
+    best.update(rows[at], point[at], value[at])
+    at = (which & broken).nonzero().flatten()
+    best.update(rows[at], point[at], torch.full_like(value[at], math.nan))
 
 
 def _corners(u: Tensor, high: int, wide: int, side: int) -> tuple[Tensor, Tensor]:
@@ -159,6 +214,13 @@ def _inside(top: Tensor, left: Tensor, side: int, x: Tensor) -> Tensor:
     return rows[:, None, :, None] & columns[:, None, None, :]
 
 
+def _place(top: Tensor, left: Tensor, side: int, x: Tensor) -> Tensor:
+    """Numbers of the pixels of each image's window, (B, C, side * side)."""
+    i = torch.arange(side, device=x.device)
+    place = ((top[:, None] + i)[:, :, None] * x.shape[3] + (left[:, None] + i)[:, None, :]).flatten(1)
+    return place[:, None].expand(-1, x.shape[1], -1)
+
+
 def _stripes(x: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
     """Vertical stripes of one pixel at the ends of the range, each channel for itself (sec. 3.3 of the paper)."""
     low, high = threat.bounds(x)
@@ -167,13 +229,15 @@ def _stripes(x: Tensor, threat: Threat, random: SampleRandom) -> Tensor:
 
 def _window(x: Tensor, point: Tensor, threat: Threat, side: int, u: Tensor) -> Tensor:
     """Algorithm 2. The point +- 2 eps, brought back into the ball, is always one of the ends of the range."""
-    low, high = threat.bounds(x)
     height, width = x.shape[2:]
-    window = _inside(*_corners(u, height, width, side), side, x)
-    up = u[:, 5:, None, None] < 0.5
-    new = torch.where(window, torch.where(up, high, low), point)
-    same = (new == point).flatten(1).all(1)
-    return torch.where(per_image(same, x) & window, torch.where(up, low, high), new)
+    place = _place(*_corners(u, height, width, side), side, x)
+    low, high = threat.bounds(x.flatten(2).gather(2, place))
+    old = point.flatten(2).gather(2, place)
+    up = u[:, 5:, None] < 0.5
+    new = torch.where(up, high, low)
+    same = (new == old).flatten(1).all(1)
+    new = torch.where(per_image(same, new), torch.where(up, low, high), new)
+    return point.flatten(2).scatter(2, place, new).view_as(point)
 
 
 def _pattern(side: int, like: Tensor) -> Tensor:
@@ -223,11 +287,7 @@ def _two_windows(x: Tensor, point: Tensor, threat: Threat, side: int, u: Tensor)
     unused = (threat.eps**2 - (nu**2).sum((1, 2, 3))).clamp_min(0)  # of the square of eps
     mass = torch.where(first | second, nu**2, 0).sum((2, 3)) + unused[:, None] / channels  # (B, C)
 
-    i = torch.arange(side, device=x.device)
-    place = ((top[:, None] + i)[:, :, None] * width + (left[:, None] + i)[:, None, :]).flatten(1)
-    place = place[:, None].expand(
-        -1, channels, -1
-    )  # (B, C, side * side), numbers of the first window's pixels
+    place = _place(top, left, side, x)
     old = nu.flatten(2).gather(2, place)
     eta = _pattern(side, x)
     eta = torch.where(u[:, 4, None, None] < 0.5, eta.T, eta).flatten(1)[:, None]

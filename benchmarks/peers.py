@@ -5,7 +5,9 @@ All get the network in float32 and the plain memory layout, in eval mode for att
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable
 from importlib import metadata
 
@@ -35,12 +37,37 @@ def torchattacks_pgd(model: nn.Module, *, eps: float, alpha: float, steps: int) 
     return attack
 
 
-def torchattacks_autoattack(model: nn.Module, *, eps: float, classes: int) -> Peer:
-    """torchattacks.AutoAttack, l_inf, the standard ensemble as it comes."""
+def torchattacks_autoattack(model: nn.Module, *, eps: float, classes: int, queries: int) -> Peer:
+    """torchattacks.AutoAttack, l_inf, the standard ensemble; as it comes where ``queries`` are 5000."""
     import torchattacks
 
-    attack: Peer = torchattacks.AutoAttack(model, norm="Linf", eps=eps, n_classes=classes, seed=0)
+    ensemble = torchattacks.AutoAttack(model, norm="Linf", eps=eps, n_classes=classes, seed=0)
+    ensemble._autoattack.attacks[-1].n_queries = queries
+    attack: Peer = ensemble
     return attack
+
+
+def original_autoattack(
+    model: nn.Module, *, eps: float, batch: int, queries: int, device: torch.device
+) -> Peer:
+    """AutoAttack as its authors wrote it (github.com/fra31/auto-attack), l_inf, the standard ensemble.
+
+    As it comes where ``queries`` are 5000.
+    """
+    import autoattack
+
+    ensemble = autoattack.AutoAttack(
+        model, norm="Linf", eps=eps, version="standard", seed=0, verbose=False, device=str(device)
+    )
+
+    ensemble.square.n_queries = queries
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its checks
+            found: Tensor = ensemble.run_standard_evaluation(x, y, bs=batch)
+        return found
+
+    return run
 
 
 def foolbox_pgd(model: nn.Module, *, eps: float, alpha: float, steps: int) -> Peer:

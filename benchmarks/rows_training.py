@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from attacks import PGD
 from benchmarks import peers
 from benchmarks.bench import SGD, Bench
-from benchmarks.lines import Line, Target, faster
-from benchmarks.timing import Spread, clock
+from benchmarks.lines import Line, Target, dearer, faster
+from benchmarks.stepper import Stepper, minibatch
+from benchmarks.timing import Side, Spread, clock, interleave
 from benchmarks.training import THREAT, Turns, plain_layout, plan, train
+from defenses import FGSMRS, NFGSM
+from defenses.base import Precision
 from robustbench_sparse.data import PreparedData
 
 
@@ -54,6 +58,42 @@ def at_epoch(bench: Bench, budget: float) -> list[Line]:
     note = f"{len(y)} images, batch {s.train_batch}. The first epoch, with building and compiling, took {first:.1f} s."
     what = f"PGD-{s.epoch_steps} adversarial training epoch"
     return [faster(what, "s", ours, "plain fp32 loop", theirs, at_least=3, note=note)]
+
+
+# What is trained -> precision of the passes, precision of the image's gradient.
+PASSES: dict[str, tuple[Precision, Literal["stage", "bf16"]]] = {
+    "fp32, gradient in bf16": ("fp32", "bf16"),
+    "fp32": ("fp32", "stage"),
+    "bf16": ("bf16", "stage"),
+}
+
+
+def single_step(bench: Bench, budget: float) -> list[Line]:
+    """Steps of N-FGSM and FGSM-RS beside natural ones: the same passes, and one gradient of the image more."""
+    x, y = minibatch(bench)
+    natural: dict[Precision, Stepper] = {p: Stepper(bench, x, y, precision=p) for p in ("fp32", "bf16")}
+    steppers = {f"natural, {precision}": stepper for precision, stepper in natural.items()}
+    for how, (precision, gradient) in PASSES.items():
+        for defense in (NFGSM(gradient=gradient), FGSMRS(gradient=gradient)):
+            name = "N-FGSM" if isinstance(defense, NFGSM) else "FGSM-RS"
+            steppers[f"{name}, {how}"] = Stepper(bench, x, y, defense, precision=precision)
+    sides = [Side(name, lambda _, s=s: s.step(), s.step) for name, s in steppers.items()]  # type: ignore[misc]
+    measured = interleave(sides, repeats=bench.sizes.short_repeats, budget=budget, device=bench.device)
+    times = {name: each.per(1e-3) for name, each in measured.items()}
+    engine = "compiled" if bench.sizes.compile else "eager"
+    return [
+        dearer(
+            f"{name} training step, {how}",
+            "ms",
+            times[f"{name}, {how}"],
+            f"a natural step, {precision}",
+            times[f"natural, {precision}"],
+            at_most=1.5,
+            note=f"Batch of {len(y)}; fp32 eager, bf16 {engine}." if name == "N-FGSM" else "",
+        )
+        for how, (precision, _) in PASSES.items()
+        for name in ("N-FGSM", "FGSM-RS")
+    ]
 
 
 def at_accuracy(bench: Bench, budget: float) -> list[Line]:

@@ -29,6 +29,7 @@ class Sizes:
         mnist_images: images of the MLP's epoch.
         shrunk: networks that are shrunk, by the name they are shown under.
         starts: how often the command line is started.
+        whole_runs: time whole benchmarks; off in a trial, which takes the smallest.
     """
 
     model: dict[str, Any]
@@ -61,6 +62,7 @@ class Sizes:
         default_factory=lambda: {"VGG16": {"name": "vgg16"}, "ResNet-18": {"name": "resnet18"}}
     )
     starts: int = 5
+    whole_runs: bool = True
 
 
 RESNET20 = {"name": "preact_resnet", "depth": 20}
@@ -125,6 +127,7 @@ QUICK = Sizes(
     accuracy_images=32,
     accuracy_epochs=1,
     seeds=(0,),
+    whole_runs=False,
     repeats=2,
     short_repeats=3,
     train_batch=16,

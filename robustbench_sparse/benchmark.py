@@ -18,9 +18,9 @@ from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.config.yaml_reader import read as read_yaml
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.foundation.devices import choose_device, cpu_threads
+from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist
-from robustbench_sparse.foundation.files import locked
+from robustbench_sparse.foundation.locks import check_idle, table_locked
 from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.pool import jobs_for, run_rows
 from robustbench_sparse.reporting import tables
@@ -63,8 +63,8 @@ def run_benchmark(
         limit: judge only so many test images.
         variant: a name of your own for the changed table, in place of the changes.
         replace: let a changed config's table take the place of the one that is there.
-        jobs: rows worked on side by side, each in a process of its own; by default as many as there are cores for the
-            config's ``threads``, and one where it names none. The numbers are the same.
+        jobs: rows worked on side by side at most, each in a process of its own; by default as many as the cores and
+            the memory allow for (see ``pool.jobs_for``). The numbers are the same.
         show: where progress goes.
 
     Returns:
@@ -73,7 +73,7 @@ def run_benchmark(
     Raises:
         UserError: bad config, data or folder; nothing has been written then. Or a folder that holds the table of
             another config, which this one would not only add to.
-        Busy: another process works on the same benchmark folder.
+        Busy: ``replace``, while another process works on the folder. Without it the two share the rows.
     """
     show = show or Silent()
     extra = list(changes)
@@ -102,18 +102,22 @@ def run_benchmark(
     _check_sources(plan)
 
     work = Workspace(folder, plan, runs, dataset, data, show)
-    with locked(folder), cpu_threads(plan.config.threads):
-        if variants.MARK in folder.name:
-            show.note(f"a variant: its table is {folder}")
+    if variants.MARK in folder.name:
+        show.note(f"a variant: its table is {folder}")
+    with table_locked(folder):
+        if replace:
+            check_idle(folder)
+        variants.fitting(folder, plan, replace=replace)  # another process may have begun since
         work.describe()
-        due = 0.0
-        for _ in _worked(work, config, extra, data_root, jobs):
-            # Reading a table takes longer the more rows there are; after every one of them it would cost minutes.
-            began = time.monotonic()
-            if began >= due:
-                with contextlib.suppress(UserError):  # a row to come may need mending first
-                    tables.write(folder)
-                due = time.monotonic() + TABLE_SHARE * (time.monotonic() - began)
+    due = 0.0
+    for _ in _worked(work, config, extra, data_root, jobs):
+        # Reading a table takes longer the more rows there are; after every one of them it would cost minutes.
+        began = time.monotonic()
+        if began >= due:
+            with contextlib.suppress(UserError), table_locked(folder):  # a row to come may need mending first
+                tables.write(folder)
+            due = time.monotonic() + TABLE_SHARE * (time.monotonic() - began)
+    with table_locked(folder):
         return tables.write(folder)
 
 
@@ -126,21 +130,28 @@ def _worked(
 ) -> Iterator[None]:
     """Work on every row, here or in processes side by side; yields after each row but the last.
 
-    Raises:
-        UserError: several jobs, where the config leaves open how many threads each of them takes.
+    Rows that another command works on come last.
     """
-    rows, device = work.rows(), work.data.device.type
-    if jobs is not None and jobs > 1 and work.plan.config.threads is None:
-        raise UserError(
-            f"--jobs {jobs}: expected `threads:` in the config: on how many threads a row is worked on is part of its "
-            "numbers"
-        )
-    count = min(jobs or jobs_for(work.plan, len(rows), device), len(rows))
+    rows = work.rows()
+    count = jobs_for(work, jobs)
     request = Request.of(config, work, changes, data_root) if count > 1 else None
-    worked = map(work.run, *zip(*rows, strict=True)) if request is None else run_rows(work, request, count)
+    worked = _one_by_one(work) if request is None else run_rows(work, request, count)
     for number, _ in enumerate(worked, 1):
         if number < len(rows):  # after the last one the table is written anyway
             yield
+
+
+def _one_by_one(work: Workspace) -> Iterator[None]:
+    """Work on all rows in this process; yields after each."""
+    held = []
+    for run, seed in work.rows():
+        if work.run(run, seed, wait=False):
+            yield
+        else:
+            held.append((run, seed))
+    for run, seed in held:
+        work.run(run, seed)
+        yield
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:

@@ -24,8 +24,9 @@ from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, contained, one_line
-from robustbench_sparse.foundation.files import locked, write_json
+from robustbench_sparse.foundation.files import write_json
 from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.foundation.locks import locked
 from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.reporting import tables
@@ -115,7 +116,8 @@ def evaluate(
     plan = resolve(raw, name="evaluate", changes=changes, schema=NetworkConfig)
     images = load_dataset(plan.dataset, data_root)
     data = plan.prepare(images, chosen)
-    fresh = Fresh(model)  # before anything asks it
+    examined = plan.config.evaluation.certificate != "off"
+    fresh = Fresh(model if examined else None)  # before anything asks it
     _check_fit(model, data)
     identity = network_identity(model.cpu().eval(), data.channels, data.size, [found.factory])
     model = model.eval().to(chosen)
@@ -223,6 +225,7 @@ def _foreign(folder: Path, name: str, identity: str, plan: Plan, images: Dataset
             )
         if LEVELS.index(old["certificate"]) > LEVELS.index(manifest["certificate"]):
             manifest["certificate"] = old["certificate"]
+            manifest["certificate_seconds"] = old["certificate_seconds"]
     write_json(path, manifest)
     facts = {"run": label, "seed": seed, "model": name, "identity": identity}
     return RunFolder.foreign(folder / names.RUNS / run_id, plan, images, facts)

@@ -11,10 +11,11 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from robustbench_sparse.config.plan import Plan, RunPlan
+from robustbench_sparse.config.plan import RunPlan
+from robustbench_sparse.data.bounded import available_memory
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.processes import command, environment, last_words
 from robustbench_sparse.foundation.progress import Progress, Task
@@ -23,40 +24,53 @@ from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
 
 ATTEMPTS = 3  # processes that may die of one row
+PROCESS_BYTES = 600e6  # of a process that has done nothing yet: Python, PyTorch, pandas
 
 Row = tuple[RunPlan, int]  # a run and its seed
 
 
-def jobs_for(plan: Plan, rows: int, device: str) -> int:
-    """How many rows go side by side where the user leaves it open.
+def jobs_for(work: Workspace, asked: int | None = None) -> int:
+    """How many rows go side by side.
 
-    One, unless the config says how many threads a row takes: that number is part of how its sums are rounded.
+    What a row takes of the machine is counted, not timed: its threads (``Workspace.threads``) and its memory. So small
+    networks go side by side, one thread each, and large ones in fewer processes, or one by one.
+
+    Args:
+        work: the benchmark.
+        asked: the user's own number, which may ask more of the machine than it has; None leaves it open.
+
+    Returns:
+        A number of processes, at most one per row; 1 on a GPU unless asked.
     """
-    threads = plan.config.threads
-    if threads is None or device != "cpu":
+    rows = len(work.rows())
+    if asked is not None:
+        return min(asked, rows)
+    if work.data.device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(rows, cores // threads))
+    free = available_memory()
+    fitting = rows if free is None else int(free / (PROCESS_BYTES + work.memory))
+    return max(1, min(rows, cores // work.threads, fitting))
 
 
 def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
     """Work on all rows in so many processes; yields whenever one row is done.
 
-    A process that dies, as of memory, is replaced, and its row taken up again where it stood.
+    A process that dies, as of memory, is replaced, and its row taken up again where it stood. Rows that another command
+    works on come last.
 
     Raises:
         UserError: what a worker raised, or a row that ``ATTEMPTS`` processes died of. The others are stopped.
     """
-    with tempfile.TemporaryDirectory() as locks:
-        start = {"request": asdict(replace(request, locks=locks)), "table": table_of(work.plan)}
-        pool = _Pool(start, work.longest_first(), work.show)
-        try:
-            pool.open(jobs)
-            while pool.busy:
-                if pool.hear():
-                    yield
-        finally:
-            pool.close()
+    start = {"request": asdict(request), "table": table_of(work.plan)}
+    pool = _Pool(start, work.longest_first(), work.show)
+    try:
+        pool.open(jobs)
+        while pool.busy:
+            if pool.hear():
+                yield
+    finally:
+        pool.close()
 
 
 class _Pool:
@@ -71,6 +85,7 @@ class _Pool:
     def __init__(self, start: Mapping[str, Any], rows: Iterable[Row], show: Progress) -> None:
         self._start, self._show = start, show
         self._rows = iter(rows)
+        self._held: list[Row] = []  # another command works on them
         self._events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         self._workers: dict[int, _Worker] = {}  # by a number of their own, also those that replace others
         self._bars: dict[tuple[int, int], Task] = {}
@@ -80,7 +95,7 @@ class _Pool:
     def open(self, jobs: int) -> None:
         """Start so many processes, each with a row."""
         for _ in range(jobs):
-            self._employ(next(self._rows, None))
+            self._employ(next(self._rows, None), wait=False)
 
     def close(self) -> None:
         """End every process, wherever it is."""
@@ -97,9 +112,11 @@ class _Pool:
         """
         number, event = self._events.get()
         kind = event.pop("event")
-        if kind == "done":
-            del self.busy[number]
-            self._give(number, next(self._rows, None))
+        if kind in ("done", "held"):
+            row = self.busy.pop(number)
+            if kind == "held":
+                self._held.append(row)
+            self._give_next(number)
         elif kind == "error":
             raise UserError(event["text"])
         elif kind == "end":
@@ -108,16 +125,23 @@ class _Pool:
             self._display(number, kind, event)
         return bool(kind == "done")
 
-    def _employ(self, row: Row | None) -> None:
+    def _give_next(self, number: int) -> None:
+        """Another row: a fresh one, or one to wait for."""
+        row = next(self._rows, None)
+        if row is not None:
+            self._give(number, row, wait=False)
+        elif self._held:
+            self._give(number, self._held.pop(0), wait=True)
+
+    def _employ(self, row: Row | None, *, wait: bool) -> None:
         if row is not None:
             number = len(self._workers)
             self._workers[number] = _Worker(number, self._start, self._events)
-            self._give(number, row)
+            self._give(number, row, wait=wait)
 
-    def _give(self, number: int, row: Row | None) -> None:
-        if row is not None:
-            self.busy[number] = row
-            self._workers[number].give(row)
+    def _give(self, number: int, row: Row, *, wait: bool) -> None:
+        self.busy[number] = row
+        self._workers[number].give(row, wait=wait)
 
     def _replace(self, number: int, words: str) -> None:
         row = self.busy.pop(number, None)
@@ -133,7 +157,7 @@ class _Pool:
         self._show.note(
             f"{which}: the process that worked on it ended ({words}); another one goes on with it"
         )
-        self._employ(row)
+        self._employ(row, wait=True)
 
     def _display(self, number: int, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "note":
@@ -167,9 +191,9 @@ class _Worker:
         self._write(start)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
-    def give(self, row: Row) -> None:
-        """Let it work on a row."""
-        self._write({"run": row[0].label, "seed": row[1]})
+    def give(self, row: Row, *, wait: bool) -> None:
+        """Let it work on a row; ``wait`` for another process that does."""
+        self._write({"run": row[0].label, "seed": row[1], "wait": wait})
 
     def stop(self) -> None:
         """End it, wherever it is: what it writes is whole or not there."""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.base import is_stochastic
+from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.examination import Examination
-from robustbench_sparse.config.plan import Plan
+from robustbench_sparse.config.plan import AttackPlan, Plan
 from robustbench_sparse.data.prepared import PreparedData
-from robustbench_sparse.engine.autotune import Speed, for_attacks, recorded
+from robustbench_sparse.engine.autotune import (
+    SMALL_WORK,
+    TOO_LITTLE,
+    AskedCompile,
+    Engine,
+    Speed,
+    for_attacks,
+    recorded,
+)
 from robustbench_sparse.foundation.errors import contained
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.foundation.streams import derive
@@ -23,6 +34,7 @@ from robustbench_sparse.judging.restoration import RestorationJudge
 from robustbench_sparse.judging.shifted import ShiftedJudge
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
+from robustbench_sparse.sparsity.shrink.lean import Lean, lean
 
 
 def judge_network(
@@ -53,18 +65,20 @@ def judge_network(
         fresh: the network as it was before its first query; made here if None.
     """
     c, kin = plan.config.evaluation, kin or Relatives()
-    fresh = fresh or Fresh(model)  # before anything asks it
+    # Before anything asks it; only checks look at it as it was.
+    fresh = fresh or Fresh(None if c.certificate == "off" else model)
     attacks = [kin.bound(a) for a in plan.attacks]
     x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
 
+    @functools.cache
+    def shrunk() -> Lean:
+        return lean(model, x, c.engine)
+
     def choose() -> Speed:
-        random = is_stochastic(model)
-        passes = sum(a.attack.cost * (int(getattr(a.attack, "eot", 1)) if random else 1) for a in attacks)
-        work = float(passes) * data.count("test") * count_macs(model, data.channels, data.size)
-        size = None if c.batch_size == "auto" else c.batch_size
-        return for_attacks(model, x, work, precision=c.precision, compile=c.compile, batch_size=size)
+        return _of_attacks(model, plan, data, attacks, x, shrunk)
 
     asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
+    asked += "" if c.engine == "auto" else f" {c.engine}"
     with contained(f"{title}: measuring its speed"):
         speed = recorded(place.speed, asked, choose)
     settings = JudgeSettings(
@@ -74,7 +88,11 @@ def judge_network(
         precision=speed.precision,
     )
     judge = Judge(model, data, place.path, settings, identity, show, title, fresh=fresh)
-    examination = Examination(judge, attacks, c.certificate, plan.threat, kin)
+    with contained(f"{title}: measuring its speed"):
+        examined = _of_checks(model, place, plan, data, speed, x)
+    examination = Examination(
+        judge, attacks, c.certificate, plan.threat, kin, c.certificate_seconds, examined
+    )
     shifted = ShiftedJudge(judge)
     done, seen = judge.all_done(attacks) and examination.is_done(), shifted.all_done(plan.shifts)
     if gate is not None or not (done and seen):
@@ -89,13 +107,56 @@ def judge_network(
         examination.tidy()
         return
     with contained(f"{title}: compiling it"):
-        stand_in, note = speed.stand_in(model, x[: speed.batch_size])
+        source = shrunk() if "shrunk" in (c.engine, speed.engine) else Lean()
+        if source.why:
+            show.note(f"{title}: attacked as it is: {source.why}")
+        stand_in, note = speed.stand_in(model, x[: speed.batch_size], source.model)
     if note:
         show.note(f"{title}: {note}")
     judge.climb(stand_in)
     judge.everything(attacks)
     examination.make()
     examination.tidy()
+
+
+def _of_attacks(
+    model: nn.Module,
+    plan: Plan,
+    data: PreparedData,
+    attacks: Sequence[AttackPlan],
+    x: Tensor,
+    shrunk: Callable[[], Lean],
+) -> Speed:
+    """How a row's attacks may climb: on the network or without its dead channels, and how quickly."""
+    c, random = plan.config.evaluation, is_stochastic(model)
+    passes = sum(a.attack.cost * (int(getattr(a.attack, "eot", 1)) if random else 1) for a in attacks)
+    work = float(passes) * data.count("test") * count_macs(model, data.channels, data.size)
+    small = shrunk() if c.engine == "shrunk" or work >= SMALL_WORK else Lean()
+    climbed, work = small.model or model, work * small.macs_left
+    size = None if c.batch_size == "auto" else c.batch_size
+    speed = for_attacks(climbed, x, work, precision=c.precision, compile=c.compile, batch_size=size)
+    engine: Engine = "dense" if small.model is None else "shrunk"
+    return replace(speed, engine=engine, macs_left=small.macs_left)
+
+
+def _of_checks(
+    model: nn.Module, place: RunFolder, plan: Plan, data: PreparedData, speed: Speed, x: Tensor
+) -> Speed | None:
+    """How the certificate may climb where the row's own attacks are too little work to measure; None: as they do."""
+    c = plan.config.evaluation
+    if c.certificate == "off" or speed.reason != TOO_LITTLE:
+        return None
+
+    def choose() -> Speed:
+        budget, random = BUDGETS[c.certificate], is_stochastic(model)
+        images = budget.random_images * budget.eot if random else budget.images
+        work = float(images) * budget.passes * count_macs(model, data.channels, data.size)
+        # Compiling pays where it is kept for many rows, which nobody has asked for here.
+        compile: AskedCompile = "off" if c.compile == "auto" else c.compile
+        size = speed.batch_size
+        return for_attacks(model, x, work, precision=c.precision, compile=compile, batch_size=size)
+
+    return recorded(place.speed, f"certificate {c.certificate} {c.precision} {c.compile}", choose)
 
 
 BATCH = 256  # images that a restoration network is judged on at once, where the config leaves it open

@@ -23,7 +23,7 @@ from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.data.loading import load_dataset
-from robustbench_sparse.foundation.devices import choose_device, cpu_threads
+from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.progress import Task
 from robustbench_sparse.runs.manifest import table_of
@@ -40,12 +40,11 @@ class Request:
     Attributes:
         config: the file's path, or its content.
         changes: applied to it.
-        folder: the benchmark's, held by the process that starts the workers.
+        folder: the benchmark's.
         only: labels of the runs that are worked on.
-        certificate: the level, which the table in the folder may have raised.
+        certificate, certificate_seconds: the level, which the table in the folder may have raised, and its seconds.
         data_root, device: as for ``run_benchmark``.
         trusted: modules that stored files may name.
-        locks: see ``Workspace.locks``; filled in by ``run_rows``.
     """
 
     config: str | dict[str, Any]
@@ -53,10 +52,10 @@ class Request:
     folder: str
     only: list[str]
     certificate: str
+    certificate_seconds: int | None
     data_root: str | None
     device: str
     trusted: list[str]
-    locks: str = ""
 
     @classmethod
     def of(
@@ -79,6 +78,7 @@ class Request:
             folder=str(work.folder),
             only=[run.label for run in work.chosen],
             certificate=work.plan.config.evaluation.certificate,
+            certificate_seconds=work.plan.config.evaluation.certificate_seconds,
             data_root=None if data_root is None else str(data_root),
             device=work.data.device.type,
             trusted=trusted(),
@@ -90,7 +90,9 @@ class Request:
             plan = load(Path(self.config), changes=self.changes)
         else:
             plan = resolve(self.config, changes=self.changes)
-        evaluation = plan.config.evaluation.model_copy(update={"certificate": self.certificate})
+        evaluation = plan.config.evaluation.model_copy(
+            update={"certificate": self.certificate, "certificate_seconds": self.certificate_seconds}
+        )
         update = {"name": Path(self.folder).name, "evaluation": evaluation}
         return replace(plan, config=plan.config.model_copy(update=update))
 
@@ -172,12 +174,11 @@ def main() -> None:
         data = plan.prepare(dataset, choose_device(request.device))
         by_label = {run.label: run for run in plan.runs}
         chosen = [by_label[label] for label in request.only]
-        work = Workspace(Path(request.folder), plan, chosen, dataset, data, pipe, locks=Path(request.locks))
-        with cpu_threads(plan.config.threads):
-            while True:
-                row = tasks.get()
-                work.run(by_label[row["run"]], int(row["seed"]))
-                pipe.say("done")
+        work = Workspace(Path(request.folder), plan, chosen, dataset, data, pipe)
+        while True:
+            row = tasks.get()
+            done = work.run(by_label[row["run"]], int(row["seed"]), wait=row["wait"])
+            pipe.say("done" if done else "held")
     except UserError as e:
         pipe.say("error", text=str(e))
     except Exception as e:  # a fault of ours or of a plug-in: one line is all that the other process can show

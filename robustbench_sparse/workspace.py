@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import filelock
+import torch
 
 from attacks.base import is_stochastic
 from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation.devices import cpu_threads
 from robustbench_sparse.foundation.errors import UserError, contained
 from robustbench_sparse.foundation.files import write_json
+from robustbench_sparse.foundation.locks import row_locked
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.judging.relatives import Relative, Relatives, parent_of, twin_of
 from robustbench_sparse.models.build import build_network, on_device
@@ -26,10 +27,15 @@ from robustbench_sparse.runs.manifest import manifest_of
 from robustbench_sparse.runs.record import locate
 from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.sparsity.counting import count_macs
+from robustbench_sparse.training.preflight import most_memory
 from robustbench_sparse.training.trainer import Trainer
 from robustbench_sparse.verdict import judge_network, judge_restorer
 
 RANDOM_PASSES = 10  # averaged over, about, wherever a fixed network takes one
+# Multiply-accumulates of a pass from which a row takes all threads, one at a time: so much work is divided well, and
+# several such rows would only take the memory from each other.
+LARGE = 100e6
+TRAINING, JUDGING = "training", "judging"  # what a process may hold of a row
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,6 @@ class Workspace:
         chosen: the runs that are worked on.
         dataset, data: as loaded, and as cut and moved.
         show: where progress goes.
-        locks: a folder for the locks of rows that are worked on side by side; None where one process does all.
     """
 
     folder: Path
@@ -51,7 +56,6 @@ class Workspace:
     dataset: Dataset
     data: PreparedData
     show: Progress
-    locks: Path | None = None
 
     def rows(self) -> list[tuple[RunPlan, int]]:
         """The runs to work on with their seeds, in order."""
@@ -65,11 +69,40 @@ class Workspace:
     def _work(self, run: RunPlan) -> float:
         """A guess: the multiplications of a pass, times the passes of training and, of a random network, of judging."""
         defenses = [d.build() for d in run.defenses]
-        data, classes = self.data, run.task.classes(self.data.classes)
-        model = build_network(run.model, defenses, data.channels, data.size, classes, seed=0)
         passes = sum(s.config.epochs for s in run.stages) * (3 + 2 * sum(d.passes for d in defenses))
-        judging = RANDOM_PASSES if is_stochastic(model) else 1
-        return count_macs(model, self.data.channels, self.data.size) * passes * judging
+        macs, random = self._pass[run.label]
+        return macs * passes * (RANDOM_PASSES if random else 1)
+
+    @cached_property
+    def _pass(self) -> dict[str, tuple[float, bool]]:
+        """Of every run the multiplications of a pass of one image, and whether its network is random."""
+        found: dict[str, tuple[float, bool]] = {}
+        for run in self.plan.runs:
+            defenses, data = [d.build() for d in run.defenses], self.data
+            classes = run.task.classes(data.classes)
+            model = build_network(run.model, defenses, data.channels, data.size, classes, seed=0)
+            found[run.label] = count_macs(model, data.channels, data.size), is_stochastic(model)
+        return found
+
+    @cached_property
+    def threads(self) -> int:
+        """Threads that each row takes, for training and for judging.
+
+        On how many threads a sum is formed is part of how it is rounded. So the number follows from the config and the
+        machine alone, whichever rows are worked on, and however many at a time: the config's ``threads``; else the
+        machine's, divided among the rows of the table, or all of them for each row where a network is large.
+        """
+        if self.plan.config.threads is not None:
+            return self.plan.config.threads
+        every = torch.get_num_threads()
+        if self.data.device.type != "cpu" or max(macs for macs, _ in self._pass.values()) >= LARGE:
+            return every
+        return max(1, every // (len(self.plan.runs) * len(self.plan.config.seeds)))
+
+    @cached_property
+    def memory(self) -> float:
+        """Bytes that a row takes, about: the images, read and cut, and a step of the largest network's training."""
+        return 2.0 * self.data.bytes + most_memory(self.chosen, self.data)
 
     def describe(self) -> None:
         """Write what the leaderboard is made by."""
@@ -80,11 +113,25 @@ class Workspace:
         ]
         write_json(self.folder / names.BENCHMARK, manifest_of(self.plan, self.dataset, rows))
 
-    def run(self, run: RunPlan, seed: int) -> None:
-        """Train and judge a row, as far as that is not done yet."""
+    def run(self, run: RunPlan, seed: int, *, wait: bool = True) -> bool:
+        """Train and judge a row, as far as that is not done yet.
+
+        Args:
+            run, seed: the row.
+            wait: for another process that works on this row.
+
+        Returns:
+            Whether the row is done; False where another process works on it, and ``wait`` is off.
+        """
         place = self.place(run, seed)
-        self._train(run, place)
-        self._judge(run, place)
+        with cpu_threads(self.threads):
+            if not self._train(run, place, wait=wait):
+                return False
+            with self._alone(place, JUDGING, wait=wait) as mine:
+                if mine:
+                    place.tidy()
+                    self._judge(run, place)
+                return mine
 
     def place(self, run: RunPlan, seed: int) -> RunFolder:
         """The row's folder."""
@@ -99,8 +146,11 @@ class Workspace:
 
     # Training -------------------------------------------------------------------------------------------
 
-    def _train(self, run: RunPlan, place: RunFolder) -> None:
-        with self._alone(place):
+    def _train(self, run: RunPlan, place: RunFolder, *, wait: bool) -> bool:
+        """Train a row unless it is; False where another process does, and ``wait`` is off."""
+        with self._alone(place, TRAINING, wait=wait) as mine:
+            if not mine:
+                return False
             if place.training() is not None:
                 # Of a process that was killed once training was stored.
                 place.checkpoint.unlink(missing_ok=True)
@@ -109,14 +159,22 @@ class Workspace:
                         f"trained before its snapshots were asked for: delete {place.path} to train it again"
                     )
                     self.show.note(f"{self._title(place)}: {why}")
-            elif not self._adopted(place):
-                self._train_anew(run, place)
+            else:
+                place.tidy()  # not where it is trained: another process may be judging it
+                if not self._adopted(place):
+                    self._train_anew(run, place)
+            return True
 
-    def _alone(self, place: RunFolder) -> AbstractContextManager[object]:
-        """Hold a row's training: a row that needs another one waits for the process that trains it."""
-        if self.locks is None:
-            return contextlib.nullcontext()
-        return filelock.FileLock(self.locks / f"{place.run_id}.lock")
+    def _alone(self, place: RunFolder, what: str, *, wait: bool) -> AbstractContextManager[bool]:
+        """Hold a row's training or judging, as ``row_locked``.
+
+        Whoever judges a row may wait for the training of another one; whoever trains waits for no judging.
+        """
+
+        def say() -> None:
+            self.show.note(f"{self._title(place)}: waiting for another process, which works on it")
+
+        return row_locked(self.folder, f"{place.run_id}.{what}", wait=wait, waits=say)
 
     def _adopted(self, place: RunFolder) -> bool:
         device, title = self.data.device, self._title(place)
@@ -188,7 +246,7 @@ class Workspace:
         run = self._by_label.get(source)
         place = RunFolder.at(Path(source)) if run is None else self.place(run, seed)
         if run is not None:
-            self._train(run, place)
+            self._train(run, place, wait=True)
         training = place.complete()
         if training is None:
             raise UserError(f"runs.{source}: not trained to the end, so nothing can be made on it")

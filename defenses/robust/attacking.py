@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attacks.base import LATER, Norm, Threat, check
+from attacks.base import LATER, Norm, Threat, check, is_stochastic
 from defenses.base import Defense, Precision, Step, forward_of, frozen_statistics
 
 
@@ -117,6 +117,31 @@ def batch_norm_of_the_batch(model: nn.Module) -> Iterator[None]:
         finally:
             for m, (mean, var) in zip(layers, running, strict=True):
                 m.running_mean, m.running_var = mean, var
+
+
+_TOGETHER = 64  # images a thread takes through a network at once: their activations stay in its core's caches
+
+
+def parts(network: nn.Module, x: Tensor) -> list[slice]:
+    """Parts of a minibatch that are attacked one after another, which is quicker on a CPU and gives the same numbers.
+
+    All at once where images are worth less apart: on a GPU, in bfloat16, whose activations are half as large; and where
+    they are not apart, as in a random network, whose noise has one stream, or under batch-norm by the batch.
+
+    Args:
+        network: what is attacked, as it is now.
+        x: images (B, C, H, W).
+
+    Returns:
+        Slices of the batch, in order.
+    """
+    size, device = _TOGETHER * torch.get_num_threads(), x.device.type
+    halved = getattr(network, "precision", "fp32") != "fp32" or torch.is_autocast_enabled(device)
+    if device != "cpu" or halved or len(x) <= size or is_stochastic(network):
+        return [slice(len(x))]
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in network.modules()):
+        return [slice(len(x))]
+    return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.base import SampleRandom
+from attacks.base import SampleRandom, batch_counters
 
 Fill = Callable[[Tensor, torch.Generator], Tensor]  # fills a float32 vector in place
 
@@ -51,6 +51,10 @@ class BatchRandom(SampleRandom):
         """One integer in [0, high) per image; (B,) on the CPU."""
         on_cpu = self._on(torch.device("cpu"))
         return torch.randint(high, (self._count,), generator=on_cpu)
+
+    def counters(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and places of ``count`` images: one key for all, the images' numbers in the batch for places."""
+        return batch_counters(self.generator, count)
 
     def _drawn(self, like: Tensor, fill: Fill) -> Tensor:
         out = torch.empty(like.numel(), dtype=torch.float32, device=like.device)

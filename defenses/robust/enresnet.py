@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import RandomModule, check
+from attacks.base import LATER, RandomModule, check
 from defenses.base import Defense, Make, Step
+from defenses.robust.counted_noise import Counters, drawn, gradient, noised
 from defenses.robust.draws import BatchRandom
 
 Scale = Literal["sample", "batch"]
+Draws = Literal["streams", "counters"]
 
 
 class Noise(RandomModule):
@@ -26,17 +28,17 @@ class Noise(RandomModule):
     Args:
         a: strength of the noise relative to the standard deviation.
         scale: std over each image's values (``sample``) or over the whole batch tensor (``batch``).
+        draws: see ``EnResNet``.
     """
 
-    def __init__(self, a: float, scale: Scale) -> None:
+    def __init__(self, a: float, scale: Scale, draws: Draws = "streams") -> None:
         super().__init__()
-        self.a, self.scale = a, scale
+        self.a, self.scale, self.draws = a, scale, draws
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
-        z = self.draw(x)
-        if z.stride() != x.stride():  # one pass now, instead of two operands in different order ever after
-            z = torch.empty_like(x).copy_(z)
+        counters = self.counters(len(x)) if self.draws == "counters" else None
+        z = self.draw(x) if counters is None else counters
         out: Tensor = _AddNoise.apply(x, z, self.a, self.scale)
         return out
 
@@ -53,17 +55,34 @@ class _AddNoise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, a: float, scale: Scale) -> Tensor:
+    def forward(ctx: Any, x: Tensor, z: Tensor | Counters, a: float, scale: Scale) -> Tensor:
+        made = noised(x, z, a) if isinstance(z, tuple) and scale == "sample" and a > 0 else None
+        ctx.a, ctx.scale, ctx.compiled = a, scale, made is not None
+        if made is not None:
+            out, z, *moments = made
+            ctx.moments = moments
+        else:
+            z = drawn(x, z) if isinstance(z, tuple) else z
+            if (
+                z.stride() != x.stride()
+            ):  # one pass now, instead of two operands in different order ever after
+                z = torch.empty_like(x).copy_(z)
+            ctx.moments = _moments(x, scale)
+            out = torch.addcmul(x, (a * ctx.moments[1]).to(x.dtype), z)
         ctx.save_for_backward(x, z)
-        ctx.a, ctx.scale, ctx.moments = a, scale, _moments(x, scale)
-        return torch.addcmul(x, (a * ctx.moments[1]).to(x.dtype), z)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (x, z), (grad,) = ctx.saved_tensors, grads
         mean, std = ctx.moments
-        if torch.is_grad_enabled():  # a second derivative is asked for, which knows how they depend on x
-            mean, std = _moments(x, ctx.scale, differentiable=True)
+        if ctx.compiled and not torch.is_grad_enabled():
+            quick = gradient(grad, x, z, (mean, std), ctx.a)
+            if quick is not None:
+                return quick, None, None, None
+        # Where a second derivative is asked for, it has to know how they depend on x.
+        if ctx.compiled or torch.is_grad_enabled():
+            mean, std = _moments(x, ctx.scale, differentiable=torch.is_grad_enabled())
         shared = [d for d in range(x.ndim) if std.shape[d] == 1]
         n = math.prod(x.shape[d] for d in shared)
         along = (grad * z).sum(shared, keepdim=True).to(std.dtype)
@@ -139,17 +158,23 @@ class EnResNet(Defense):
         noise: the paper's a, finite and >= 0; 0 adds none.
         scale: ``sample`` takes the std of each image's own values; ``batch`` that of the whole batch tensor,
             as published, which makes a prediction depend on the other images of the batch.
+        draws: where the normal numbers come from. ``streams``: one after another from the image's stream (in training,
+            the run's). ``counters``: from Philox counters under a key out of that stream, 16 random bits a number; for
+            large tensors on a CPU at three fifths of the cost (docs/speed.md); numbers of nearly the same law
+            (``attacks.philox``).
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classify",)
     members: int = 2
     noise: float = 0.1
     scale: Scale = "sample"
+    draws: Draws = field(default="streams", metadata=LATER)
 
     def __post_init__(self) -> None:
         check(1 <= self.members <= 1000, "members", "an integer in [1, 1000]", self.members)
         check(0 <= self.noise < math.inf, "noise", "a finite number >= 0", self.noise)
         check(self.scale in ("sample", "batch"), "scale", "'sample' or 'batch'", self.scale)
+        check(self.draws in ("streams", "counters"), "draws", "'streams' or 'counters'", self.draws)
 
     def check(self, model: nn.Module) -> None:
         """Noise needs residual blocks to follow."""
@@ -185,5 +210,5 @@ class EnResNet(Defense):
         for name, child in list(module.named_children()):
             setattr(module, name, self._noisy(child))
         if getattr(module, "is_residual_block", False):
-            return NoisyBlock(module, Noise(self.noise, self.scale))
+            return NoisyBlock(module, Noise(self.noise, self.scale, self.draws))
         return module

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from attacks.base import check
+from attacks.base import Threat, check
+from attacks.iterate import random_start
 from attacks.losses import LOSSES, LossName
 from attacks.pgd import PGD
 from defenses.base import Step
-from defenses.robust.attacking import Attacking, attacked, scaled
+from defenses.robust.attacking import Attacking, attacked, parts, scaled
 from defenses.robust.draws import BatchRandom
 
 
@@ -77,5 +79,16 @@ class PGDAT(Attacking):
             attack = dataclasses.replace(attack, step_size=share * attack.step_size)
         random = BatchRandom(s.generator, len(s.x))
         with attacked(s, self.batch_statistics) as network:
-            # run() and not the call: its checks read values back from the device, which would wait for it.
-            return attack.run(network, s.x, s.y, scaled(threat, share), random).detach()
+            return _attacked(attack, network, s.x, s.y, scaled(threat, share), random).detach()
+
+
+def _attacked(
+    attack: PGD, network: nn.Module, x: Tensor, y: Tensor, threat: Threat, random: BatchRandom
+) -> Tensor:
+    """The last points of the attack, part by part, from starts drawn for all images at once; (B, C, H, W)."""
+    several = parts(network, x)
+    # run() and from_start(), not the call: its checks read values back from the device, which would wait for it.
+    if len(several) == 1:
+        return attack.run(network, x, y, threat, random)
+    start = random_start(x, threat, random) if attack.random_start else x
+    return torch.cat([attack.from_start(network, x[p], y[p], threat, start[p], random) for p in several])

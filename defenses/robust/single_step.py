@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.base import Threat, check, input_gradient
 from attacks.losses import cross_entropy
 from defenses.base import Log, Precision, Step
-from defenses.robust.attacking import Attacking, quick_copy, scaled
+from defenses.robust.attacking import Attacking, parts, quick_copy, scaled
 from defenses.robust.draws import BatchRandom
 from defenses.robust.overfitting import Alarm
 
@@ -89,7 +89,12 @@ class SingleStep(Attacking):
         eps, x, random = scaled(threat, self.grown(s)).eps, s.x, BatchRandom(s.generator, len(s.x))
         start = self.start(x, eps, random)
         with quick_copy(s, self._precision, self.batch_statistics) as network:
-            gradient = input_gradient(network, start, s.y, cross_entropy, random)[0]
+            gradient = torch.cat(
+                [
+                    input_gradient(network, start[part], s.y[part], cross_entropy, random)[0]
+                    for part in parts(network, start)
+                ]
+            )
         return self.finish(start + self.step_size * eps * gradient.sign(), x, eps).detach()
 
     def end_epoch(self, s: Step) -> Log:

@@ -40,6 +40,13 @@ class Budget:
     use: float
     limit_s: int
 
+    @property
+    def passes(self) -> int:
+        """Passes with gradients that all checks take per image, about, on a network that is not random; one without
+        counts as half of one.
+        """
+        return 40 * self.steps + self.queries + self.random_draws // 2
+
 
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(

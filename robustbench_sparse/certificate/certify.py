@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from attacks.base import Threat
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.checks import CHECKS
-from robustbench_sparse.certificate.finding import Check, Finding, broken_off, skipped
+from robustbench_sparse.certificate.finding import Check, Finding, broken_off, left_out, skipped
+from robustbench_sparse.certificate.spending import Spending, spend
 from robustbench_sparse.certificate.subject import Found, NoGradients, Subject
 from robustbench_sparse.certificate.unharmed import unharmed
 from robustbench_sparse.config.protocol import CERTIFICATE
@@ -43,13 +44,20 @@ def chosen_images(data: PreparedData, count: int) -> torch.Tensor:
     return torch.tensor(chosen_places(data.count("test"), count), dtype=torch.int64)
 
 
-def is_stored(folder: Path, key: Mapping[str, Any], level: str) -> bool:
-    """Whether a run's folder holds the certificate of this key and level."""
+def is_stored(folder: Path, key: Mapping[str, Any], level: str, seconds: int | None = None) -> bool:
+    """Whether a run's folder holds the certificate of this key and level.
+
+    One that left nothing out is any budget's; one that did is that of its own seconds, and of fewer.
+    """
     if not Seals(folder).holds(*names.CERTIFIED):
         return False
     known = read_json(folder / names.CERTIFICATE)
-    fits = isinstance(known, dict) and known.get("format") == FORMAT
-    return bool(fits and known.get("key") == _full(key, level))
+    if not (
+        isinstance(known, dict) and known.get("format") == FORMAT and known.get("key") == _full(key, level)
+    ):
+        return False
+    spending = known.get("spending") or {}
+    return not spending.get("left_out") or (seconds is not None and seconds <= spending["budget_s"])
 
 
 def _full(key: Mapping[str, Any], level: str) -> dict[str, Any]:
@@ -57,7 +65,14 @@ def _full(key: Mapping[str, Any], level: str) -> dict[str, Any]:
 
 
 def certify(
-    subject: Subject, folder: Path, key: Mapping[str, Any], level: str, show: Progress, title: str = ""
+    subject: Subject,
+    folder: Path,
+    key: Mapping[str, Any],
+    level: str,
+    show: Progress,
+    title: str = "",
+    seconds: int | None = None,
+    prices: Callable[[], Mapping[str, float]] = dict,
 ) -> dict[str, Any]:
     """Run every check that is not stored yet and write the certificate.
 
@@ -68,24 +83,30 @@ def certify(
         level: name of the budget.
         show: where progress goes.
         title: of the progress bar.
+        seconds: the budget of time, spent on the most telling checks; None for all of them. See ``spending``.
+        prices: measures what a pass takes, see ``spending.Spending``; asked where there is a budget.
 
     Returns:
         The certificate's record.
     """
     path, state = folder / names.CERTIFICATE, folder / names.EXAMINING
     full_key = _full(key, level)
-    if is_stored(folder, key, level):
+    if is_stored(folder, key, level, seconds):
         return dict(read_json(path))
-    if not (state / "key.json").is_file() or read_json(state / "key.json") != full_key:
+    asked = {**full_key, "seconds": seconds}
+    if not (state / "key.json").is_file() or read_json(state / "key.json") != asked:
         shutil.rmtree(state, ignore_errors=True)
-        write_json(state / "key.json", full_key)
+        write_json(state / "key.json", asked)
+    spending = None if seconds is None else _spending(state, subject, seconds, prices)
+    unmade = {} if spending is None else spending.left_out
     done: list[dict[str, Any]] = _restored(state, subject)
     limit = limit_of(subject)
     task = show.start(f"{title} certificate".strip(), len(CHECKS), "checks", len(done))
     try:
         for check in list(CHECKS.values())[len(done) :]:
             began = time.perf_counter()
-            finding = _run(check, subject, limit)
+            late = check.id in unmade
+            finding = left_out(unmade[check.id]) if late else _run(check, subject, limit)
             about = {f.name: getattr(check, f.name) for f in dataclasses.fields(check) if f.name != "run"}
             done.append({**about, **finding.record(), "seconds": round(time.perf_counter() - began, 3)})
             # The adversarials first: findings count what is stored.
@@ -106,12 +127,23 @@ def certify(
         "seconds": round(sum(c["seconds"] for c in done), 1),
         "checks": done,
         "key": full_key,
+        **({} if spending is None else {"spending": spending.record()}),
     }
     with Seals(folder).renewing(*names.CERTIFIED):
         _write_found(folder, subject)
         write_json(path, certificate)
     shutil.rmtree(state, ignore_errors=True)
     return certificate
+
+
+def _spending(
+    state: Path, subject: Subject, seconds: int, prices: Callable[[], Mapping[str, float]]
+) -> Spending:
+    """What the budget buys, chosen before the first check; a certificate that was killed keeps its choice."""
+    path = state / "spending.json"
+    if not path.is_file():
+        write_json(path, spend(subject, seconds, prices(), CHECKS).record())
+    return Spending(**read_json(path))
 
 
 def limit_of(subject: Subject) -> float:

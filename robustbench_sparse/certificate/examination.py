@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attacks.base import Threat, is_stochastic
 from robustbench_sparse.certificate.budget import BUDGETS
@@ -15,6 +16,8 @@ from robustbench_sparse.certificate.checks.seeds_and_data import facts_of
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.config.schema import Level
+from robustbench_sparse.engine.autotune import Speed, prices
+from robustbench_sparse.engine.fast import FastNetwork
 from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.judging.judge import Judge
 from robustbench_sparse.judging.relatives import Relatives
@@ -33,6 +36,8 @@ class Examination:
         level: ``off``, ``quick`` or ``full``.
         threat: the benchmark's.
         kin: other networks that some checks need.
+        seconds: the budget of time of the checks; None for all of them.
+        speed: how the checks may climb where the row's own attacks were too little work to choose; None: as they do.
     """
 
     judge: Judge
@@ -40,13 +45,15 @@ class Examination:
     level: Level
     threat: Threat
     kin: Relatives
+    seconds: int | None = None
+    speed: Speed | None = None
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the findings but the budget."""
         outcomes = self.judge.key(None)
         return {
             **{k: outcomes[k] for k in ("identity", "seed", "draws", "test_images")},
-            "precision": self.judge.settings.precision,
+            "precision": (self.speed or self.judge.settings).precision,
             "code": {a.label: code_of([a.attack]) for a in self.attacks},
             "attacks": {a.label: plain(a.record()) for a in self.attacks},
             "sources": {a.label: a.source for a in self.attacks if a.source},
@@ -56,7 +63,7 @@ class Examination:
 
     def is_done(self) -> bool:
         """Whether there is nothing to make."""
-        return self.level == "off" or is_stored(self.judge.run, self.key(), self.level)
+        return self.level == "off" or is_stored(self.judge.run, self.key(), self.level, self.seconds)
 
     def tidy(self) -> None:
         """Remove what a process left that was killed once the certificate was stored."""
@@ -98,8 +105,23 @@ class Examination:
             seed=judge.settings.seed,
             budget=budget,
             context=context,
-            stand_in=judge.stand_in,
+            stand_in=self._stand_in(x),
             fresh=judge.fresh,
             batch_size=judge.settings.batch_size,
         )
-        certify(subject, folder, self.key(), self.level, judge.show, judge.title)
+        certify(
+            subject,
+            folder,
+            self.key(),
+            self.level,
+            judge.show,
+            judge.title,
+            self.seconds,
+            lambda: prices(judge.model, subject.network, x),
+        )
+
+    def _stand_in(self, x: Tensor) -> FastNetwork | None:
+        """What the checks' attacks climb on: what the row's own did, or a copy made for them."""
+        if self.judge.stand_in is not None or self.speed is None or len(x) == 0:
+            return self.judge.stand_in
+        return self.speed.stand_in(self.judge.model, x[: self.judge.settings.batch_size])[0]

@@ -13,9 +13,10 @@ from robustbench_sparse.foundation.errors import UserError, one_line
 if TYPE_CHECKING:
     from robustbench_sparse.certificate.subject import Subject
 
-# reported: a figure without a rule of its own; skipped: the check does not apply here, and `why` says so; error: the
-# check itself broke off, which says nothing for the network and nothing against it.
-Status = Literal["passed", "failed", "reported", "skipped", "error"]
+# reported: a figure without a rule of its own; skipped: the check does not apply here, and `why` says so; left_out: it
+# was not made, as the budget of seconds did not reach so far; error: the check itself broke off, which says nothing for
+# the network and nothing against it.
+Status = Literal["passed", "failed", "reported", "skipped", "left_out", "error"]
 DEEPEST = 12  # calls of a traceback that are kept, the innermost ones
 TORCH_CALLS = "torch/nn/modules/module.py"  # stands between any two modules and says nothing
 Value = float | int | str | bool | None | list[int] | list[float] | list[str]
@@ -55,6 +56,11 @@ class Finding:
 def skipped(why: str) -> Finding:
     """A check that does not apply here."""
     return Finding(status="skipped", why=why)
+
+
+def left_out(seconds: float) -> Finding:
+    """A check that was not made for want of time; ``seconds`` is what it would have taken."""
+    return Finding(status="left_out", why=f"no time left: about {seconds:.1f} s")
 
 
 def broken_off(e: BaseException) -> Finding:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -36,6 +36,8 @@ from robustbench_sparse.foundation.limits import OutOfTime
 from robustbench_sparse.foundation.paired import interval
 from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.judging.judge import inside
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Subject:
         seed: of all random streams.
         budget: sizes of the checks.
         context: what else is known.
-        stand_in: a fast copy that gradient attacks climb on; verdicts are the model's.
+        stand_in: a fast copy that attacks climb on and ask; verdicts are the model's.
         fresh: the network as it was before its first query; made here if None.
         batch_size: images sent through at once.
 
@@ -146,6 +148,7 @@ class Subject:
         self._white: Attacked | None = None
         self._no_gradient: str | None = None
         self._unbounded: tuple[Attacked, Attacked] | None = None
+        self._known: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.x)
@@ -173,6 +176,13 @@ class Subject:
             budget=self.budget,
             batch_size=self.batch_size,
         )
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several checks need, made by the first of them; equal names give equal things, whoever comes first."""
+        if name not in self._known:
+            self._known[name] = make()
+        out: T = self._known[name]
+        return out
 
     # Randomness -----------------------------------------------------------------------------------------
 
@@ -263,7 +273,8 @@ class Subject:
     ) -> Attacked:
         """Attack some images and judge the candidates on the network itself.
 
-        What lies inside the benchmark's ball and fools the network is noted in ``found``.
+        What lies inside the benchmark's ball and fools the network is noted in ``found``. An image that no draw
+        classifies correctly as it is comes back as it is: it is its own adversarial, of whatever ball.
 
         Args:
             attack: the attack; its ``eot`` is used as it is.
@@ -274,11 +285,14 @@ class Subject:
         """
         rows = torch.arange(len(self), device=self.x.device) if rows is None else rows
         threat = threat or self.threat
-        if len(rows) == 0:  # not every network takes an empty batch
-            return Attacked(self.x[:0], self.clean[:0])
-        parts = [self._attack(attack, name, part, threat, on) for part in torch.split(rows, self.batch_size)]
-        out = Attacked(torch.cat([p.candidate for p in parts]), torch.cat([p.correct for p in parts]))
-        self.note(rows, out.candidate, out.correct)
+        out = Attacked(self.x[rows].clone(), self.clean[rows].clone())
+        todo = (out.correct > 0).nonzero().flatten()
+        for part in (
+            torch.split(todo, self.batch_size) if len(todo) else ()
+        ):  # not every network takes an empty batch
+            new = self._attack(attack, name, rows[part], threat, on)
+            out.candidate[part], out.correct[part] = new.candidate.to(out.candidate), new.correct
+        self.note(rows[todo], out.candidate[todo], out.correct[todo])
         return out
 
     def _attack(
@@ -286,7 +300,7 @@ class Subject:
     ) -> Attacked:
         if on is None and not attack.black_box:
             self.require_gradient()
-        network = on or (self.model if attack.black_box else self.network)
+        network = on or self.network
         x, y = self.x[rows], self.y[rows]
         random = self.random(name, rows)
 
@@ -374,19 +388,28 @@ class Subject:
         return Attacked(candidate, correct)
 
     @property
+    def walked(self) -> Attacked:
+        """What the battery alone found on all images, as ``strongest`` says it."""
+
+        def walk() -> Attacked:
+            was, self.check = self.check, "white box"
+            try:
+                return self.strongest("white")
+            finally:
+                self.check = was
+
+        return self.once("white", walk)
+
+    @property
     def white(self) -> Attacked:
         """The strongest white-box verdicts: the battery's, and what the benchmark's own attacks have found.
 
         A random network's candidates are judged anew: the smallest of several noisy shares flatters the attack.
         """
         if self._white is None:
-            was, self.check = self.check, "white box"
-            try:
-                out = self.strongest("white")
-                correct = self.judged(out.candidate, "white again") if self.stochastic else out.correct
-                self._white = Attacked(out.candidate, torch.minimum(correct, self.reported))
-            finally:
-                self.check = was
+            out = self.walked
+            correct = self.judged(out.candidate, "white again") if self.stochastic else out.correct
+            self._white = Attacked(out.candidate, torch.minimum(correct, self.reported))
         return self._white
 
     def only_here(self, attacked: Attacked, rows: Tensor) -> Tensor:
@@ -413,6 +436,22 @@ class Subject:
             remaining = remaining[self.attack(harder, f"white/retry/{kind}", rows=remaining).correct > 0.5]
         return remaining
 
+    def in_two(self, attack: PGD, name: str, rows: Tensor, threat: Threat) -> Attacked:
+        """An attack that should break everything: where no image leaves early, a quarter of its steps on all first.
+
+        What a network that is not random has lost costs no further step anyway. What a random one still classifies
+        right in half of the draws gets the whole attack.
+        """
+        if not self.stochastic:
+            return self.attack(attack, name, rows=rows, threat=threat)
+        short = replace(attack, steps=max(1, attack.steps // 4), restarts=1)
+        out = self.attack(short, f"{name}/short", rows=rows, threat=threat)
+        left = (out.correct > 0.5).nonzero().flatten()
+        new = self.attack(attack, name, rows=rows[left], threat=threat)
+        better = new.correct < out.correct[left]
+        out.candidate[left[better]], out.correct[left[better]] = new.candidate[better], new.correct[better]
+        return out
+
     def indices(self, rows: Tensor) -> list[int]:
         """Positions in the data set of some images."""
         return [int(i) for i in self.index[rows.cpu()]]
@@ -425,17 +464,13 @@ class Subject:
         if self._unbounded is None:
             box = Threat(norm="linf", eps=1.0)
             steps = max(100, self.budget.steps)
-            ce = self.attack(
-                PGD(steps=steps, step_size=0.05, eot=self.eot),
-                "unbounded/ce",
-                rows=self.correct_rows,
-                threat=box,
-            )
+            walk = PGD(steps=steps, step_size=0.05, eot=self.eot)
+            ce = self.in_two(walk, "unbounded/ce", self.correct_rows, box)
             both = Attacked(ce.candidate.clone(), ce.correct.clone())
             remaining = (ce.correct > 0.5).nonzero().flatten()
             if len(remaining):
                 margin = PGD(steps=steps, step_size=0.05, loss="margin", restarts=3, eot=self.eot)
-                new = self.attack(margin, "unbounded/margin", rows=self.correct_rows[remaining], threat=box)
+                new = self.in_two(margin, "unbounded/margin", self.correct_rows[remaining], box)
                 both.candidate[remaining], both.correct[remaining] = (
                     new.candidate,
                     torch.minimum(new.correct, both.correct[remaining]),

@@ -57,9 +57,19 @@ Compile = Annotated[
     str | None,
     typer.Option(help="on or off: torch.compile for both; or auto, for attacks.", show_default=False),
 ]
+MOST_JOBS = 1024
 Certificate = Annotated[
     str | None,
     typer.Option(help="off, quick or full: examine whether the numbers can be believed.", show_default=False),
+]
+CertificateSeconds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Plan the certificate with so many seconds: the most telling checks first, and say what is left out.",
+        show_default=False,
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge only so many test images.")]
 Format = Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")]
@@ -103,6 +113,7 @@ def run(
     data_root: DataRoot = None,
     limit: Limit = None,
     certificate: Certificate = None,
+    certificate_seconds: CertificateSeconds = None,
     precision: Precision = None,
     compile: Compile = None,
     variant: Annotated[
@@ -112,14 +123,8 @@ def run(
         bool, typer.Option("--replace", help="A changed config's table takes the place of the one there.")
     ] = False,
     jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Rows side by side; by default as many as the cores allow for the config's threads.",
-            show_default=False,
-        ),
-    ] = None,
+        str, typer.Option(metavar="N", help="Rows side by side at most; auto: what cores and memory allow.")
+    ] = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
@@ -129,8 +134,8 @@ def run(
     is changed on the command line (--set, --seeds, --limit) is a trial: its
     table goes to OUT/<benchmark>@<change>/, with the trainings it can take over.
     A file whose change would put other numbers into the same table is refused;
-    --replace replaces the table. Exit code 1 means that some row has a gap; its
-    status says why.
+    --replace replaces the table. Several commands that work on one table share
+    its rows. Exit code 1 means that some row has a gap; its status says why.
 
     \b
     Examples:
@@ -140,7 +145,7 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --device cuda --limit 100
       robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
-      robustbench-sparse run configs/cifar10_small.yaml --set threads=1 --jobs 2
+      robustbench-sparse run configs/mnist_clip.yaml --jobs 4
     """
     from robustbench_sparse.benchmark import run_benchmark
 
@@ -153,7 +158,7 @@ def run(
             changes=[
                 *(changes or []),
                 *_speed(precision, compile, ("train", "evaluation")),
-                *_certified(certificate),
+                *_certified(certificate, certificate_seconds),
             ],
             only=labels,
             seeds=chosen,
@@ -162,7 +167,7 @@ def run(
             limit=limit,
             variant=variant,
             replace=replace,
-            jobs=jobs,
+            jobs=_jobs(jobs),
             show=show,
         )
     from robustbench_sparse.reporting.leaderboard import aggregate
@@ -195,6 +200,7 @@ def evaluate(
     limit: Limit = None,
     device: Device = "auto",
     certificate: Certificate = None,
+    certificate_seconds: CertificateSeconds = None,
     precision: Precision = None,
     compile: Compile = None,
     data_root: DataRoot = None,
@@ -250,7 +256,7 @@ def evaluate(
             changes=[
                 *(changes or []),
                 *_speed(precision, compile, ("evaluation",)),
-                *_certified(certificate),
+                *_certified(certificate, certificate_seconds),
             ],
             show=show,
         )
@@ -335,6 +341,14 @@ def _numbers(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
+def _jobs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_JOBS:
+        raise UserError(f"--jobs: expected auto or a whole number from 1 to {MOST_JOBS}, got {text!r}")
+    return int(text)
+
+
 def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -> list[str]:
     """The options as changes of a config; its schema knows which values there are.
 
@@ -345,8 +359,9 @@ def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -
     return [f"{part}.{k}={v}" for part in parts for k, v in given.items() if (part, v) != ("train", "auto")]
 
 
-def _certified(level: str | None) -> list[str]:
-    return [] if level is None else [f"evaluation.certificate={level}"]
+def _certified(level: str | None, seconds: int | None) -> list[str]:
+    out = [] if level is None else [f"evaluation.certificate={level}"]
+    return out if seconds is None else [*out, f"evaluation.certificate_seconds={seconds}"]
 
 
 @contextmanager

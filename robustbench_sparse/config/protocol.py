@@ -12,27 +12,30 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised where checks are added or mended, so that rows examined before and after are told apart.
-CERTIFICATE = 2
+CERTIFICATE = 3
 OFF, CUSTOM, UNKNOWN = "off", "custom", "unknown"
 # Digest of all attacks with their settings -> the suite they make up, with its version. A suite that is changed gets a
 # further line; those before it stay, so that tables of then keep their names.
 SUITE_VERSIONS = {"f81a299f": "quick-1", "e2211529": "standard-1", "017dd3fb": "full-1", "5c6ebde1": "full-2"}
 
 
-def protocol(manifest: Mapping[str, Any], certificate: int = 0) -> str:
+def protocol(manifest: Mapping[str, Any], certificate: int = 0, seconds: int | None = None) -> str:
     """The protocol of a row.
 
     Args:
         manifest: the benchmark's, see ``runs.manifest``: its ``attacks``, ``settings``, ``threat`` and ``certificate``.
         certificate: version of the row's certificate; 0 where it has none.
+        seconds: the budget of time that made it leave checks out; None where it has all of them.
 
     Returns:
-        The attacks, ``+``, the certificate's level with its version, or ``off``. Attacks are a suite's name with its
+        The attacks, ``+``, the certificate's level with its version, or ``off``; behind it ``-60s`` where it left out
+        checks for want of time. Attacks are a suite's name with its
         version where they are exactly that suite under the benchmark's threat, whatever their labels; else ``custom-``
         and a hash of all that determines their numbers. ``unknown`` in a folder that says nothing of them.
     """
     level = manifest.get("certificate", OFF)
-    return f"{attacks_of(manifest)}+{OFF if level == OFF or not certificate else f'{level}-{certificate}'}"
+    made = f"{level}-{certificate}" + ("" if seconds is None else f"-{seconds}s")
+    return f"{attacks_of(manifest)}+{OFF if level == OFF or not certificate else made}"
 
 
 def attacks_of(manifest: Mapping[str, Any]) -> str:

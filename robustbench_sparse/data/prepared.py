@@ -77,6 +77,11 @@ class PreparedData:
         """Positions of the test images in the original test set, ascending, (n,)."""
         return self.indices["test"]
 
+    @property
+    def bytes(self) -> int:
+        """Of all its images."""
+        return sum(x.numel() * x.element_size() for x in self._x.values())
+
     def count(self, split: Split) -> int:
         """Number of images of a part."""
         return len(self.indices[split])

@@ -30,16 +30,20 @@ from robustbench_sparse.foundation.files import cache_folder, read_json, write_j
 
 AskedPrecision = Literal["auto", "fp32", "bf16"]
 AskedCompile = Literal["auto", "on", "off"]
+AskedEngine = Literal["auto", "dense", "shrunk"]
+Engine = Literal["dense", "shrunk"]
 
 # Multiply-accumulates, one direction. Below the first nothing is measured: a network this small, or a run this
 # short (some ten seconds of two cores), is done before it pays. Below the second a compiler's half minute does not.
 SMALL_WORK = 1e12
 LARGE_WORK = 2e13
 PLAIN_BATCH = 256
+TOO_LITTLE = "too little work to measure"
 PLAIN_MEMORY = (
     1.5e9  # bytes that a pass over such a batch may keep, by an estimate that is high rather than low
 )
 _CALIBRATION_BATCH = 64
+_CHECKED_BATCH = 32  # images that a check's attack has left, about
 _GAIN = 1.05  # what a choice has to gain before it is taken
 _REPEATS = 3
 _LONGEST_PASS_S = 1.5
@@ -56,6 +60,8 @@ class Speed:
         batch_size: images at once.
         reason: how the choice came about.
         measured: images per second of what was tried.
+        engine: ``shrunk`` where attacks climb on the network without its dead channels.
+        macs_left: the multiply-accumulates that this leaves, as a share.
     """
 
     precision: Precision = "fp32"
@@ -63,13 +69,20 @@ class Speed:
     batch_size: int = PLAIN_BATCH
     reason: str = ""
     measured: dict[str, float] = field(default_factory=dict)
+    engine: Engine = "dense"
+    macs_left: float = 1.0
 
-    def stand_in(self, model: nn.Module, x: Tensor) -> tuple[FastNetwork | None, str]:
-        """The network to attack, compiled for images like ``x``, or None for the network itself; and a note."""
-        if self.precision == "fp32" and not self.compile:
+    def stand_in(
+        self, model: nn.Module, x: Tensor, source: nn.Module | None = None
+    ) -> tuple[FastNetwork | None, str]:
+        """The network to attack, compiled for images like ``x``, or None for the network itself; and a note.
+
+        ``source`` is the network without its dead channels, copied in its place.
+        """
+        if self.precision == "fp32" and not self.compile and source is None:
             return None, ""
         try:
-            fast = FastNetwork(model, precision=self.precision, compile=self.compile)
+            fast = FastNetwork(model, precision=self.precision, compile=self.compile, source=source)
             with _global_streams_kept(x.device):
                 fast.warm_up(x)
                 _gradient(fast, x)
@@ -153,7 +166,7 @@ def _plain(precision: str, compile: str, batch_size: int) -> Speed:
         precision="bf16" if precision == "bf16" else "fp32",
         compile=compile == "on",
         batch_size=batch_size,
-        reason="too little work to measure" if free else "as asked",
+        reason=TOO_LITTLE if free else "as asked",
     )
 
 
@@ -194,6 +207,43 @@ def _rates(tries: Mapping[str, Callable[[], object]], images: int) -> dict[str, 
             if repeat > 0:  # the first one pays for caches
                 seconds[name].append(time.perf_counter() - began)
     return {name: round(images / statistics.median(taken), 1) for name, taken in seconds.items()}
+
+
+def prices(model: nn.Module, climbed: nn.Module, x: Tensor) -> dict[str, float]:
+    """What an image costs in a pass, in seconds: measured once for a machine, and remembered like ``for_attacks``.
+
+    Args:
+        model: the network itself.
+        climbed: what attacks climb on: the same, or its stand-in.
+        x: some images (B, C, H, W), at least one.
+
+    Returns:
+        ``gradients``: in a batch, with the gradient for the image, of what is climbed on; a network that gives none
+        costs three passes without. ``answers``: in a batch, without. ``alone``: of the network, one image at a time.
+    """
+    sample = x[:_CHECKED_BATCH]
+
+    def measure() -> Speed:
+        def ask(network: nn.Module, images: Tensor) -> Callable[[], object]:
+            return lambda: _answer(network, images)
+
+        rates = _rates({"answers": ask(climbed, sample)}, len(sample))
+        rates |= _rates({"alone": ask(model, sample[:1])}, 1)
+        try:
+            rates |= _rates({"gradients": _pass(climbed, sample)}, len(sample))
+        except Exception:  # whatever a foreign network's backward pass raises
+            rates["gradients"] = rates["answers"] / 3
+        return Speed(measured=rates)
+
+    kind = f"{type(climbed).__name__} {getattr(climbed, 'precision', '')}"
+    found = _remembered(model, sample, {"prices": kind, "images": len(sample)}, measure).measured
+    return {name: 1 / max(rate, 1e-9) for name, rate in found.items()}
+
+
+def _answer(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = network(x.clone())
+    return out
 
 
 def _batch_size(network: nn.Module, x: Tensor, rates: dict[str, float]) -> int:

@@ -26,6 +26,7 @@ from attacks.base import (
     noise_from,
 )
 from robustbench_sparse.engine.batchnorm_folding import Stem, fold, pairs_of, replace_layer, stems_of
+from robustbench_sparse.engine.overwriting import overwriting_relus
 from robustbench_sparse.foundation.errors import one_line
 from robustbench_sparse.foundation.files import cache_folder
 
@@ -41,8 +42,10 @@ class FastNetwork(nn.Module):
     Args:
         exact: the network; it stays as it is.
         precision: ``bf16`` runs under bfloat16 autocast.
-        compile: compile for gradients with respect to the image. Passes without gradients and batches of one
-            image are not worth a graph of their own and run eagerly.
+        compile: compile for gradients with respect to the image. Passes without gradients get a graph of their own
+            where an attack asks for thousands of them (``attacks.iterate.questioned``), else they run eagerly, as do
+            batches of one image.
+        source: the same function in fewer channels or layers, copied in the network's place; the network if None.
 
     Attributes:
         exact: the network; see ``attacks.base.exact_of``.
@@ -54,20 +57,33 @@ class FastNetwork(nn.Module):
 
     exact: nn.Module
 
-    def __init__(self, exact: nn.Module, *, precision: Precision = "bf16", compile: bool = False) -> None:
+    def __init__(
+        self,
+        exact: nn.Module,
+        *,
+        precision: Precision = "bf16",
+        compile: bool = False,
+        source: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         # Not a submodule: the network may be in training, and its modes are not this copy's to set.
         self.__dict__["exact"] = exact
+        source = exact if source is None else source
+        self.__dict__["_source"] = source
         self.precision, self.note = precision, ""
         try:
-            twin = copy.deepcopy(exact)
+            twin = copy.deepcopy(source)
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # the network's parts may raise anything, sys.exit too
             raise ValueError(f"the network cannot be copied: {one_line(e)[:160]}") from None
         twin = twin.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self._refresh = fold(twin, pairs_of(exact), affine=compile)
-        for name in stems_of(exact) if precision == "bf16" else []:
+        for name in overwriting_relus(source) if not compile else []:
+            relu = twin.get_submodule(name)
+            assert isinstance(relu, nn.ReLU)
+            relu.inplace = True
+        self._refresh = fold(twin, pairs_of(source), affine=compile)
+        for name in stems_of(source) if precision == "bf16" else []:
             layer = twin.get_submodule(name)
             if name and getattr(layer, "groups", 1) == 1:
                 replace_layer(twin, name, Stem(layer))
@@ -79,11 +95,16 @@ class FastNetwork(nn.Module):
         """Whether some part of it runs compiled."""
         return any(isinstance(m, Region) and m.on for m in self.twin.modules())
 
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether it is a copy of something smaller than the network."""
+        return self.__dict__["_source"] is not self.exact
+
     def refresh(self, source: nn.Module | None = None) -> FastNetwork:
-        """Take over the weights as they are now, from ``exact`` or from a network that takes its place."""
+        """Take over the weights as they are now, from what was copied or from a network that takes its place."""
         if source is not None:
-            self.__dict__["exact"] = source
-        self._refresh(self.exact)
+            self.__dict__["exact"] = self.__dict__["_source"] = source
+        self._refresh(self.__dict__["_source"])
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,23 +143,42 @@ class Region(nn.Module):
 
     Args:
         module: takes and returns one tensor whose first dimension is the batch.
-        wanted: says of the input whether the compiled form is meant for it.
+        wanted: says of an input whether the compiled form is meant for it, in passes with gradients.
+
+    Attributes:
+        on: whether compiled forms are used at all.
+        asked: whether passes without gradients are to be compiled, too; see ``attacks.iterate.questioned``.
     """
 
     def __init__(self, module: nn.Module, wanted: Callable[[Tensor], bool]) -> None:
         super().__init__()
-        self.module, self.on = module, True
+        self.module, self.on, self.asked = module, True, False
+        self._answers = True
         self._wanted = wanted
         self._compiled: Callable[[Tensor], Tensor] = torch.compile(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the module."""
-        if self.on and torch.is_grad_enabled() and len(x) > 1 and self._wanted(x):
+        if self.on and len(x) > 1:
             # Attacks shrink their batch: one graph for all sizes, from the first on.
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-            return self._compiled(x)
+            if torch.is_grad_enabled():
+                if self._wanted(x):
+                    torch._dynamo.maybe_mark_dynamic(x, 0)
+                    return self._compiled(x)
+            elif self.asked and self._answers:
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+                return self._answer(x)
         out: Tensor = self.module(x)
         return out
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """A pass without gradients; eager from now on where it cannot be compiled."""
+        try:
+            return self._compiled(x)
+        except Exception:  # whatever a compiler may raise; the eager network raises its own errors again
+            self._answers = False
+            out: Tensor = self.module(x)
+            return out
 
 
 def switch_off(model: nn.Module) -> None:

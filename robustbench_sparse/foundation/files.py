@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,17 +9,16 @@ import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import filelock
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from robustbench_sparse.foundation.errors import Busy, UserError, one_line, shown
+from robustbench_sparse.foundation.errors import UserError, one_line, shown
 
 _PICKLED = 1 << 28  # bytes of an old torch file in which its structure is looked for
 TEMPORARY = ".rbs-"  # how the names of our temporary files begin: a folder may hold those of others
@@ -231,38 +229,6 @@ def check_free(paths: Iterable[Path], force: bool) -> None:
     there = [path for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{there[0]}: is there already; --force writes over it")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the system frees it when the process ends, however it ends.
-
-    Raises:
-        Busy: another process holds it.
-        UserError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise Busy(
-            f"{folder}: another process is working here; wait for it or choose another --out"
-        ) from None
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {one_line(e.strerror or e)}") from None
-    try:
-        for leftover in _leftovers(folder):
-            leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
-
-
-def _leftovers(folder: Path) -> list[Path]:
-    """What a process that was killed while it wrote has left: in the folder itself, and at any depth of its runs."""
-    pattern = f"{TEMPORARY}*.tmp"
-    return [*folder.glob(pattern), *(folder / "runs").rglob(pattern)]
 
 
 def sha256(path: Path) -> str:

@@ -29,17 +29,20 @@ class Fresh:
     Make it before the first query. What is done to the network later, and what it remembers later, changes no copy.
 
     Args:
-        model: the network.
+        model: the network; None where no check will ask for a copy: then nothing is walked through, and none made.
 
     Attributes:
         why: the reason where the network cannot be copied, or an empty string.
         spaces: the globals of the functions it uses.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module | None) -> None:
         self.why, self.spaces = "", list[dict[str, Any]]()
         self._slots: list[Slot] = []
         self._kept: tuple[nn.Module, list[Any]] | None = None
+        if model is None:
+            self.why = "no copy was kept"
+            return
         try:
             found = outside(model)
             self.spaces = found.spaces

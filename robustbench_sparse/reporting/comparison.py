@@ -123,4 +123,5 @@ def _read(path: Path) -> tuple[str, str, Verdicts]:
     found = verdicts(path, manifest)
     if "clean" not in found.columns:
         raise UserError(f"{path}: {'; '.join(found.gaps)}")
-    return name, protocol(manifest, found.certificate.version if found.certificate.checks else 0), found
+    made = found.certificate
+    return name, protocol(manifest, made.version if made.checks else 0, made.budget_s), found

@@ -9,9 +9,16 @@ from typing import Any
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.runs.certificate_record import read_certificate
-from robustbench_sparse.runs.evidence import CORRECTED, TOLERANCE, Evidence, failures
+from robustbench_sparse.runs.evidence import CORRECTED, LEFT_OUT, TOLERANCE, Evidence, failures
 
-SYMBOLS = {"passed": "ok", "failed": "FAILED", "reported": "--", "skipped": "skipped", "error": "ERROR"}
+SYMBOLS = {
+    "passed": "ok",
+    "failed": "FAILED",
+    "reported": "--",
+    "skipped": "skipped",
+    "left_out": "no time",
+    "error": "ERROR",
+}
 BROKEN_OFF = "the check itself broke off: no evidence for the network, and none against it"
 
 
@@ -39,6 +46,8 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         f"{counts['failed']} failed, {counts['reported']} reported, {counts['skipped']} did not apply"
         f"{broke_off}",
     ]
+    if c.left_out:
+        lines += textwrap.wrap(f"{c.left_out}; what they would have said is not known", WIDTH)
     broken = sum(r < 0.5 for r in c.found.values())
     lines += [
         f"{broken} of these images are broken by the checks' own adversarials, which `worst` counts",
@@ -97,7 +106,7 @@ def evidence_text(e: Evidence, n: int) -> list[str]:
 def _meaning(check: Mapping[str, Any]) -> str:
     if check["status"] == "error":
         return BROKEN_OFF
-    return str(check["meaning"]) if check["status"] != "skipped" else ""
+    return str(check["meaning"]) if check["status"] not in ("skipped", LEFT_OUT) else ""
 
 
 def measured_text(measured: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ class Certificate:
         checks: the records of all checks, in order.
         evidence: the findings, weighed.
         version: of the set of checks, see ``config.protocol``.
+        budget_s: the budget of time that made it leave checks out; None where it left none out.
         note: why there is no verdict, or an empty string.
     """
 
@@ -48,7 +49,16 @@ class Certificate:
     level: str = "off"
     version: int = 1
     seconds: float = 0.0
+    budget_s: int | None = None
     note: str = ""
+
+    @property
+    def left_out(self) -> str:
+        """What a budget of time left out, as text; empty where it is nothing."""
+        names = self.evidence.left_out
+        if not names:
+            return ""
+        return f"{len(names)} of {len(self.checks)} checks left out, {self.budget_s} s: {' '.join(names)}"
 
     def examined(self, index: Sequence[int]) -> list[int]:
         """Which of the test images the checks looked at, as places in their order.
@@ -118,6 +128,7 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
             level=level,
             version=int(about.get("version", 1)),
             seconds=float(about["seconds"]),
+            budget_s=int(about["spending"]["budget_s"]) if evidence.left_out else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
         raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None

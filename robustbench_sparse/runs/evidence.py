@@ -14,10 +14,12 @@ from typing import Any
 
 from robustbench_sparse.foundation.intervals import wilson
 
-BELIEVABLE, CORRECTED, NOT_CHECKED = "believable", "corrected", "not checked"
+BELIEVABLE, CORRECTED, PARTLY = "believable", "corrected", "partly checked"
+NOT_CHECKED = "not checked"
 DOUBTFUL, REFUTED = "doubtful", "refuted"
 # From the best to the worst; a row without a verdict is no better than a doubtful one.
-VERDICTS = (BELIEVABLE, CORRECTED, NOT_CHECKED, DOUBTFUL, REFUTED)
+VERDICTS = (BELIEVABLE, CORRECTED, PARTLY, NOT_CHECKED, DOUBTFUL, REFUTED)
+LEFT_OUT = "left_out"  # status of a check that a budget of seconds did not reach
 
 Record = Mapping[str, Any]
 TOLERANCE = 0.03  # share of images by which a number may be off and count as right
@@ -49,6 +51,7 @@ class Evidence:
             too; None where the two were not compared.
         lowered: the second lies below the first by more than chance.
         nothing_left: so few images stand that no attack could lower the number by more than is allowed.
+        left_out: ids of checks that were not made, for want of time.
     """
 
     failed: tuple[Record, ...]
@@ -57,6 +60,7 @@ class Evidence:
     worst: float | None = None
     lowered: bool = False
     nothing_left: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def doubts(self) -> list[Record]:
@@ -68,11 +72,12 @@ class Evidence:
         """What the findings come to.
 
         ``believable`` or, where the checks' adversarials lowered the number, ``corrected``: no doubt is left.
+        ``partly checked``: the checks that were made leave no doubt, and others were left out for want of time.
         ``refuted``: a refuting check is not answered, or the number was lowered and another check says that there is
         more to find. Else ``doubtful``.
         """
         if not self.doubts:
-            return CORRECTED if self.lowered else BELIEVABLE
+            return PARTLY if self.left_out else CORRECTED if self.lowered else BELIEVABLE
         wrong = any(c["refutes"] and c["status"] == "failed" for c in self.doubts)
         more = any(c["id"] in MISSED and c["status"] == "failed" for c in self.doubts)
         return REFUTED if wrong or (self.lowered and more) else DOUBTFUL
@@ -83,7 +88,7 @@ NOTHING = Evidence(())
 
 def failures(checks: Sequence[Record]) -> list[Record]:
     """Checks that failed or came to no end; one whose status is no status has not passed."""
-    return [c for c in checks if c["status"] not in ("passed", "reported", "skipped")]
+    return [c for c in checks if c["status"] not in ("passed", "reported", "skipped", LEFT_OUT)]
 
 
 def weigh(checks: Sequence[Record], n: int = 0) -> Evidence:
@@ -101,10 +106,11 @@ def weigh(checks: Sequence[Record], n: int = 0) -> Evidence:
         n: images examined; 0 where that is not known.
     """
     failed = tuple(failures(checks))
+    unmade = tuple(str(c["id"]) for c in checks if c["status"] == LEFT_OUT)
     number = next((c for c in checks if c.get("id") == NUMBER and c["status"] in ("passed", "failed")), {})
     reported, worst, clean = (_share(number, f"{name}_acc") for name in ("reported", "worst", "clean"))
     if reported is None or worst is None:
-        return Evidence(failed)
+        return Evidence(failed, left_out=unmade)
     lowered = number["status"] == "failed"
     missed = [c for c in failed if c["id"] in MISSED and c["status"] == "failed"]
     answered: list[str] = []
@@ -115,7 +121,7 @@ def weigh(checks: Sequence[Record], n: int = 0) -> Evidence:
         answered = _explained(missed, worst, clean)
         if {c["id"] for c in missed} <= {*answered, NUMBER}:
             answered.append(NUMBER)
-    return Evidence(failed, tuple(answered), reported, worst, lowered, left <= TOLERANCE)
+    return Evidence(failed, tuple(answered), reported, worst, lowered, left <= TOLERANCE, unmade)
 
 
 def _explained(missed: Sequence[Record], worst: float, clean: float | None) -> list[str]:

@@ -38,6 +38,7 @@ from robustbench_sparse.foundation.files import (
     write_atomically,
     write_json,
 )
+from robustbench_sparse.foundation.locks import remove_leftovers
 from robustbench_sparse.foundation.texts import csv_safe
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder
@@ -124,6 +125,10 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """State after the last whole epoch."""
         return self.path / names.CHECKPOINT
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed left of its writing; for who works on the row alone."""
+        remove_leftovers(self.path)
 
     @property
     def weights(self) -> Path:

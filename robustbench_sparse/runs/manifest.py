@@ -41,6 +41,7 @@ class _Manifest(BaseModel):
     published: dict[str, dict[str, float | None]]
     settings: dict[str, Any] = {}
     certificate: Level = "off"
+    certificate_seconds: int | None = None
     table: dict[str, Any] = {}
     shifts: dict[_Name, dict[str, Any]] = {}
     task: Literal["classify", "restore"] = "classify"
@@ -50,7 +51,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """``benchmark.json``, with its keys there and of the right kind.
 
     ``settings`` (attack's label -> its record) may be missing: then outcomes are taken as they are. Without
-    ``certificate`` (the level asked for) there is none; ``table`` is what the table was made by, see ``variants``.
+    ``certificate`` (the level asked for) there is none, and without ``certificate_seconds`` it may take its time;
+    ``table`` is what the table was made by, see ``variants``.
     """
     path = folder / names.BENCHMARK
     if not path.is_file():
@@ -68,6 +70,7 @@ def check_run_folder(path: Path) -> str:
 
 def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the leaderboard is made by: the attacks, the threat and the rows, ``run_id``, ``run``, ``seed`` each."""
+    seconds = plan.config.evaluation.certificate_seconds
     return {
         "name": plan.config.name,
         "source": plan.config.source,
@@ -78,6 +81,7 @@ def manifest_of(plan: Plan, dataset: Dataset, runs: list[dict[str, Any]]) -> dic
         "threat": plan.config.threat.model_dump(),
         **({} if plan.task.key == "classify" else {"task": plan.task.key}),
         "certificate": plan.config.evaluation.certificate,
+        **({} if seconds is None else {"certificate_seconds": seconds}),
         "table": table_of(plan),
         "runs": runs,
         "published": plan.published,

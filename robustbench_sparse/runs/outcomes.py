@@ -38,7 +38,8 @@ def rates(run: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     if (
         manifest.get("certificate", "off") == "off" or certificate.checks
     ):  # else it has been judged by nothing yet
-        row["protocol"] = protocol(manifest, certificate.version if certificate.checks else 0)
+        version = certificate.version if certificate.checks else 0
+        row["protocol"] = protocol(manifest, version, certificate.budget_s)
     if "worst" in found.columns:
         # What rows are ranked by, and the images that this stands on.
         row["_worst"], row["_stands"] = found.columns["worst"].to_numpy(), found.stands
@@ -126,6 +127,8 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
             found.gaps.append("worst: no attack's image lies in the benchmark's ball")
     if certificate.note:
         found.gaps.append(certificate.note)
+    if certificate.left_out:
+        found.notes.append(f"certificate: {certificate.left_out}")
     _add_shifts(run, manifest, clean, found)
     return found
 

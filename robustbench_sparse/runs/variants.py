@@ -27,7 +27,9 @@ _LONGEST = 80  # characters of a variant's name
 # Keys that change no number: they name no variant.
 _WITHOUT_EFFECT = (
     "evaluation.certificate",
+    "evaluation.certificate_seconds",
     "evaluation.compile",
+    "evaluation.engine",
     "evaluation.batch_size",
     "threads",
     "source",
@@ -123,7 +125,9 @@ def fitting(folder: Path, plan: Plan, *, replace: bool) -> Plan:
     asked, there = plan.config.evaluation.certificate, manifest["certificate"]
     if changed or LEVELS.index(there) <= LEVELS.index(asked):
         return plan
-    evaluation = plan.config.evaluation.model_copy(update={"certificate": there})
+    evaluation = plan.config.evaluation.model_copy(
+        update={"certificate": there, "certificate_seconds": manifest["certificate_seconds"]}
+    )
     return dataclasses.replace(plan, config=plan.config.model_copy(update={"evaluation": evaluation}))
 
 

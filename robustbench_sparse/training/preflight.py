@@ -25,10 +25,7 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
     """
     for run in runs:
         try:
-            with torch.device("meta"):
-                defenses = [d.build() for d in run.defenses]
-                classes = run.task.classes(data.classes)
-                model = build_network(run.model, defenses, data.channels, data.size, classes, 0)
+            defenses, model = _without_memory(run, data)
         except (ValueError, RuntimeError, OverflowError, MemoryError) as e:  # such as too many weights
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
@@ -40,6 +37,14 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
         _check_optimizers(run, model)
         _check_memory(run, model, data)
         _check_stages(run, defenses, model, data, threat)
+
+
+def _without_memory(run: RunPlan, data: PreparedData) -> tuple[list[Defense], nn.Module]:
+    """A run's defenses and its network, on the device "meta"."""
+    with torch.device("meta"):
+        defenses = [d.build() for d in run.defenses]
+        classes = run.task.classes(data.classes)
+        return defenses, build_network(run.model, defenses, data.channels, data.size, classes, 0)
 
 
 def _check_crops(run: RunPlan, data: PreparedData) -> None:
@@ -66,14 +71,30 @@ def _check_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
     free = available_memory() if data.device.type == "cpu" else torch.cuda.mem_get_info(data.device)[0]
     if free is None:
         return
-    batch = max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
-    needed = needed_memory(model, batch, data.channels, data.size)
-    needed += max(state_memory(stage.optimizer.build(model)) for stage in run.stages)
+    needed = _training_memory(run, model, data)
     if needed > free:
         raise UserError(
-            f"runs.{run.label}: needs at least {needed / 1e9:.1f} GB of memory to train with minibatches of {batch}, "
+            f"runs.{run.label}: needs at least {needed / 1e9:.1f} GB of memory to train with minibatches of "
+            f"{_largest_batch(run, data)}, "
             f"and {free / 1e9:.1f} GB are free: expected a smaller network or batch_size"
         )
+
+
+def _largest_batch(run: RunPlan, data: PreparedData) -> int:
+    return max(min(stage.config.batch_size, data.count("train")) for stage in run.stages)
+
+
+def _training_memory(run: RunPlan, model: nn.Module, data: PreparedData) -> float:
+    needed = needed_memory(model, _largest_batch(run, data), data.channels, data.size)
+    return needed + max(state_memory(stage.optimizer.build(model)) for stage in run.stages)
+
+
+def most_memory(runs: Sequence[RunPlan], data: PreparedData) -> float:
+    """Bytes that a step of training takes in the largest of these runs, at least; they have passed ``check_runs``."""
+    networks = [(run, _without_memory(run, data)[1]) for run in runs]
+    return max(
+        (_training_memory(run, model, data) for run, model in networks if has_weights(model)), default=0.0
+    )
 
 
 def needed_memory(model: nn.Module, batch: int, channels: int, size: int) -> float:

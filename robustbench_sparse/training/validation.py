@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks import IFGSM
 from attacks.base import GeneratorNoise, SampleRandom, Threat, noise_from
+from defenses.robust.attacking import parts
 from robustbench_sparse.config.schema import Selection
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.engine.fast import FastNetwork
@@ -59,13 +60,23 @@ class Validation:
         for x, y, _ in fixed_pairs(self.task, self.data, "val", _BATCH):
             x, y = x[: count - seen], y[: count - seen]
             if attacked:
-                x = ATTACK(climbed, x, y, self.threat, SampleRandom.spawn(noise, len(y)))
+                x = self._attacked(climbed, x, y, SampleRandom.spawn(noise, len(y)))
             with torch.no_grad(), noise_from(network, GeneratorNoise(noise)):
                 total += self.task.measure(network(x), y).sum().item()
             seen += len(y)
             if seen >= count:
                 break
         return total / seen if seen else math.nan
+
+    def _attacked(self, network: nn.Module, x: Tensor, y: Tensor, random: SampleRandom) -> Tensor:
+        """The images attacked, (B, C, H, W): part by part where that is quicker."""
+        rows = torch.arange(len(y))
+        return torch.cat(
+            [
+                ATTACK(network, x[part], y[part], self.threat, random.subset(rows[part]))
+                for part in parts(network, x)
+            ]
+        )
 
 
 def keep(

@@ -77,7 +77,7 @@ def readers(folder: Path, reference: Path) -> list[Callable[[], object]]:
 
 def damage(folder: Path, random: random.Random) -> str:
     """Damage one file; what was done, in words."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"]
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.endswith(".lock")]
     path = random.choice([p for p in files if p.suffix in (".json", ".csv", ".safetensors")])
     whole = path.read_bytes()
     kinds: list[str] = ["cut", "bytes", "empty", "gone", "folder"] + 6 * [path.suffix]

@@ -107,7 +107,7 @@ def state(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted((folder / "results").rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.name == ".lock":
+        if path.is_dir() or path.name.endswith(".lock"):
             continue
         if path.name == "files.json":
             found[name] = sorted(json.loads(path.read_text()))

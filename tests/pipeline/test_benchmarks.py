@@ -47,12 +47,14 @@ def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> No
         "cw",
         "agreement",
         "at-epoch",
+        "single-step",
         "ensemble",
         "rgsm-step",
         "rgsm-update",
         "sparse-optimizers",
         "rvsm-step",
         "shrunk",
+        "zeros",
         "mlp-epoch",
         "cli",
         "reading",
@@ -101,9 +103,13 @@ def test_accuracies_after_equal_epochs(tmp_path: Path) -> None:
 def test_autoattack_beside_the_librarys(tmp_path: Path) -> None:
     done = bench("--only", "autoattack", "--out", str(tmp_path / "result"))
     assert done.returncode == 0, done.stdout + done.stderr
-    speed, equal, full = rows(tmp_path / "result.csv")
+    speed, *stages, share, papers, equal, full = rows(tmp_path / "result.csv")
     assert float(speed["ours"]) > 0
     assert float(speed["theirs"]) > 0
+    assert [line["what"].split(": ")[1] for line in stages] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert all(float(line[side]) > 0 for line in stages for side in ("ours", "theirs"))
+    assert 0 < float(share["ours"]) < float(share["theirs"])
+    assert papers["peer"] == "autoattack"
     for line in (equal, full):
         assert float(line["got"]) <= 0.2  # points of robust accuracy above the library's
     assert (tmp_path / "result.md").read_text().count("only theirs broke") == 2

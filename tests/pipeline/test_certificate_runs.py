@@ -120,6 +120,23 @@ def test_without_the_certificate_the_verdict_is_not_checked(
     )
 
 
+def test_a_budget_of_time_is_seen_in_the_row_and_lifted_later(tiny: None, tmp_path: Path) -> None:
+    config = benchmark(runs={"natural": {}})
+    short = run_benchmark(config, out=tmp_path, changes=["evaluation.certificate_seconds=1"]).iloc[0]
+    made = certificate(tmp_path / "small", "natural")
+    left_out = {k for k, s in status(made).items() if s == "left_out"}
+    assert "B3" in left_out  # a new process is the dearest of all
+    assert left_out == set(made["spending"]["left_out"])
+    assert short["protocol"].endswith("-1s")
+    assert short["verdict"] in ("partly checked", "doubtful", "refuted")
+    assert "checks left out, 1 s" in short["status"]
+    assert short["status"].startswith("ok")
+    whole = run_benchmark(config, out=tmp_path, changes=["evaluation.certificate_seconds=100000"]).iloc[0]
+    assert whole["status"] == "ok"
+    assert not whole["protocol"].endswith("s")
+    assert "left_out" not in status(certificate(tmp_path / "small", "natural")).values()
+
+
 def test_a_twin_that_comes_later_makes_the_certificate_anew(tiny: None, tmp_path: Path) -> None:
     run_benchmark(benchmark(), out=tmp_path, only=["robust"])
     alone = certificate(tmp_path / "small", "robust")

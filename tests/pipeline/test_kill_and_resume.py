@@ -93,9 +93,7 @@ def test_a_finished_benchmark_is_not_trained_again(config: Path, tmp_path: Path)
     assert {p: p.stat().st_mtime_ns for p in outcomes} == outcomes
 
 
-def test_a_second_process_on_the_same_folder_is_refused(
-    config: Path, unbroken: bytes, tmp_path: Path
-) -> None:
+def test_a_table_that_is_worked_on_is_not_replaced(config: Path, unbroken: bytes, tmp_path: Path) -> None:
     raw = small()
     raw["train"]["epochs"] = 2000
     long = tmp_path / "long.yaml"
@@ -103,22 +101,21 @@ def test_a_second_process_on_the_same_folder_is_refused(
     first = subprocess.Popen(
         command(long, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
     )
+    replacing = [*command(config, tmp_path), "--replace"]
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "small" / "benchmark.json").exists():
+        while not list((tmp_path / "small").glob("runs/*/checkpoint.pt")):
             assert first.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        second = subprocess.run(command(long, tmp_path), capture_output=True, text=True, env=environment())
+        second = subprocess.run(replacing, capture_output=True, text=True, env=environment())
         assert first.poll() is None, "the first process must still be at work"
     finally:
         first.kill()
         first.wait()
     assert second.returncode == 2
-    assert "another process is working here" in second.stderr
+    assert "another process is working on " in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
-    # The system frees the folder of a process that was killed.
-    subprocess.run(
-        [*command(config, tmp_path), "--replace"], check=True, capture_output=True, env=environment()
-    )
+    # The system frees the rows of a process that was killed.
+    subprocess.run(replacing, check=True, capture_output=True, env=environment())
     assert numbers(tmp_path) == unbroken

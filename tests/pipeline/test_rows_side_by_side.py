@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ import yaml
 from robustbench_sparse import run_benchmark
 from robustbench_sparse.config.columns import SECONDS
 from robustbench_sparse.config.load import resolve
-from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.progress import Silent
-from robustbench_sparse.pool import jobs_for
+from robustbench_sparse.pool import PROCESS_BYTES, jobs_for
 from robustbench_sparse.workers import Request
+from robustbench_sparse.workspace import Workspace
 from tests.helpers.small import small
 
 pytestmark = pytest.mark.slow
@@ -69,18 +71,57 @@ def test_the_numbers_are_those_of_one_process(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
     # A row that another one needed was trained by one of them alone.
     assert heard.titles.count("natural s0 train") == 1
-    assert not list((tmp_path / "two").rglob("*.lock")) or {p.name for p in tmp_path.rglob("*.lock")} == {
-        ".lock"
-    }
 
 
-def test_how_many_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert jobs_for(resolve(tiny()), 6, "cpu") == 6
-    assert jobs_for(resolve(tiny(threads=3)), 6, "cpu") == 2
-    assert jobs_for(resolve(tiny(threads=16)), 6, "cpu") == 1
-    assert jobs_for(resolve(tiny(threads=None)), 6, "cpu") == 1
-    assert jobs_for(resolve(tiny()), 6, "cuda") == 1
+CORES = 8
+
+
+def workspace(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any]) -> Workspace:
+    """A benchmark on a machine of eight cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: CORES)
+    plan = resolve(raw)
+    dataset = load_dataset(plan.dataset, None)
+    data = plan.prepare(dataset, torch.device("cpu"))
+    return Workspace(Path("none"), plan, plan.runs, dataset, data, Silent())
+
+
+@pytest.mark.parametrize(
+    ("threads", "hidden", "seeds", "each", "jobs"),
+    [
+        (1, 8, 2, 1, 6),
+        (3, 8, 2, 3, 2),
+        (16, 8, 2, 16, 1),
+        (None, 8, 1, 2, 3),  # eight cores divided among three rows
+        (None, 8, 10, 1, 8),
+        (None, 9000, 1, 8, 1),  # 80 million multiplications a pass
+    ],
+)
+def test_how_many_go_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, threads: int | None, hidden: int, seeds: int, each: int, jobs: int
+) -> None:
+    monkeypatch.setattr("robustbench_sparse.workspace.LARGE", 50e6)
+    monkeypatch.setattr("robustbench_sparse.pool.available_memory", lambda: 10**12)
+    model = {"name": "mlp", "hidden": [hidden] * 2}
+    work = workspace(monkeypatch, tiny(threads=threads, model=model, seeds=list(range(seeds))))
+    assert (work.threads, jobs_for(work)) == (each, jobs)
+    assert jobs_for(work, 2) == 2
+    assert jobs_for(work, 500) == 3 * seeds
+    # Whichever rows are asked for, a row takes as many threads: they are part of how its sums are rounded.
+    assert replace(work, chosen=work.chosen[:1]).threads == each
+
+
+def test_no_more_go_side_by_side_than_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workspace(monkeypatch, tiny())
+    monkeypatch.setattr(
+        "robustbench_sparse.pool.available_memory", lambda: 2.5 * (PROCESS_BYTES + work.memory)
+    )
+    assert jobs_for(work) == 2
+    monkeypatch.setattr("robustbench_sparse.pool.available_memory", lambda: 1)
+    assert jobs_for(work) == 1
+    assert work.memory >= 2 * work.data.bytes > 1e4
+    wide = workspace(monkeypatch, tiny(model={"name": "mlp", "hidden": [2000] * 2}))
+    assert wide.memory - work.memory > 3 * 4 * 2000**2  # weights, gradients, the chosen weights
 
 
 def test_what_another_process_cannot_have_is_worked_on_here() -> None:
@@ -92,9 +133,10 @@ def test_what_another_process_cannot_have_is_worked_on_here() -> None:
     assert Request.of({**tiny(), "name": object()}, work, [], None) is None
 
 
-def test_several_processes_need_to_know_their_threads(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--jobs 2: expected `threads:` in the config"):
-        run_benchmark(tiny(threads=None), out=tmp_path, jobs=2)
+def test_threads_are_divided_among_the_rows_and_the_numbers_stay(tmp_path: Path) -> None:
+    alone = run_benchmark(tiny(threads=None), out=tmp_path / "one", jobs=1)
+    together = run_benchmark(tiny(threads=None), out=tmp_path / "two")
+    pd.testing.assert_frame_equal(alone.drop(columns=TIMES), together.drop(columns=TIMES))
 
 
 def refused(raw: dict[str, Any], folder: Path) -> tuple[str, str]:
@@ -168,6 +210,26 @@ def test_kill_9_takes_the_workers_along_and_costs_no_number(tmp_path: Path) -> N
         pd.read_csv(tmp_path / out / "small" / "leaderboard.csv", dtype=str) for out in ("cut", "whole")
     )
     pd.testing.assert_frame_equal(cut.drop(columns=TIMES), whole.drop(columns=TIMES))
+
+
+def test_two_commands_share_the_rows_of_one_table(tmp_path: Path) -> None:
+    alone = run_benchmark(tiny(), out=tmp_path / "one", jobs=1)
+    config = tmp_path / "b.yaml"
+    config.write_text(yaml.safe_dump(tiny(), sort_keys=False))
+    words = [sys.executable, "-m", "robustbench_sparse", "run", str(config), "--jobs", "1", "--out"]
+    words.append(str(tmp_path / "two"))
+    both = [
+        subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in "ab"
+    ]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    trained = [[line for line in text.splitlines() if " train: " in line] for text in said]
+    assert all(trained), "one of them had nothing to do"
+    assert len(trained[0] + trained[1]) == 6, "a row was trained twice"
+    table = pd.read_csv(tmp_path / "two" / "small" / "leaderboard.csv", dtype=str)
+    expected = pd.read_csv(tmp_path / "one" / "small" / "leaderboard.csv", dtype=str)
+    pd.testing.assert_frame_equal(table.drop(columns=TIMES), expected.drop(columns=TIMES))
+    assert len(alone) == 6
 
 
 def _parent(process: int) -> int:

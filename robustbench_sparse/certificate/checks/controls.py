@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks import PGD, Threat
+from attacks import Threat
 from attacks.losses import margin
-from robustbench_sparse.certificate.checks.masking import CARLINI, PATH_STEPS
+from robustbench_sparse.certificate.checks.masking import CARLINI
 from robustbench_sparse.certificate.finding import Check, Finding, Value, ruled, skipped
 from robustbench_sparse.certificate.probes.surrogates import Scaled
 from robustbench_sparse.certificate.subject import Subject
@@ -98,25 +98,28 @@ def certificate_is_not_blind(s: Subject) -> Finding:
     if len(rows) == 0:
         return skipped("no image is classified right")
     s.require_gradient()
-    open_acc = s.strongest("m12/open", rows=rows)
-    hidden = s.strongest("m12/hidden", rows=rows, on=_Hidden(s.model))
-    scaled = s.strongest("m12/scaled", rows=rows, on=Scaled(s.model, 1000.0))
-    blind = PGD(steps=PATH_STEPS, eot=s.eot)
-    before = s.attack(blind, "m12/pgd", rows=rows, on=_Hidden(s.model))
-    gap = scaled.accuracy - open_acc.accuracy
-    loss_of_hidden = hidden.accuracy - open_acc.accuracy
-    # A gradient that is zero cannot be climbed: it must be seen, as G1 does. A scaled loss must be overcome.
+    plain = s.walked.correct[rows]  # the same attacks on the network as it is
+    scaled = s.strongest("m12/scaled", rows=rows, on=Scaled(s.network, 1000.0))
+    # A scaled loss must be overcome. A gradient that is zero cannot be climbed: it must be seen, as G1 does, and only
+    # one that is not seen must be.
     seen = _gradient_vanishes(_Hidden(s.model), s, rows)
-    done = f"the white-box attacks against this network's logits x 1000, and behind a staircase, on {len(rows)} images"
+    accuracy = plain.mean().item()
     measured: dict[str, Value] = {
-        "acc": open_acc.accuracy,
+        "acc": accuracy,
         "acc_logits_x_1000": scaled.accuracy,
-        "acc_behind_a_staircase": hidden.accuracy,
-        "acc_of_pgd_behind_it": before.accuracy,
         "staircase_seen": seen,
     }
-    allowed = max(0.03, s.tau(scaled.correct, open_acc.correct))
-    return ruled(gap <= allowed and (loss_of_hidden <= allowed or seen), done, measured)
+    allowed = max(0.03, s.tau(scaled.correct, plain))
+    passes = scaled.accuracy - accuracy <= allowed
+    if not seen:
+        hidden = s.strongest("m12/hidden", rows=rows, on=_Hidden(s.model))
+        measured["acc_behind_a_staircase"] = hidden.accuracy
+        passes = passes and hidden.accuracy - accuracy <= allowed
+    done = (
+        f"the white-box attacks against this network's logits x 1000, and its gradient behind a staircase, on "
+        f"{len(rows)} images"
+    )
+    return ruled(passes, done, measured)
 
 
 CERTIFICATE_IS_NOT_BLIND = Check(
@@ -124,7 +127,7 @@ CERTIFICATE_IS_NOT_BLIND = Check(
     title="the certificate is not blind",
     source=CARLINI,
     rule="copies of this network with logits x 1000 are broken as far as the network, within 3 points or tau; one "
-    "behind a staircase is broken or its vanished gradient seen",
+    "behind a staircase has its vanished gradient seen, or is broken",
     meaning="The certificate would not notice a masked version of this very network.",
     advice="Do not rely on a pass of the other checks for this row.",
     run=certificate_is_not_blind,

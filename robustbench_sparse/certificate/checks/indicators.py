@@ -20,7 +20,7 @@ from attacks.losses import LOSSES, margin
 from robustbench_sparse.certificate.checks.binarization import climbs
 from robustbench_sparse.certificate.checks.objective import fields_of
 from robustbench_sparse.certificate.finding import Check, Finding, ruled, skipped
-from robustbench_sparse.certificate.subject import Subject
+from robustbench_sparse.certificate.subject import Attacked, Subject
 from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.judging.judge import inside
 
@@ -131,16 +131,11 @@ def adversarials_met_are_returned(s: Subject) -> Finding:
     s.require_gradient()
     plans, left_out = _affordable(s, lambda a: a.bounded and not a.weak and not a.black_box and not a.own_set)
     silent: dict[str, Tensor] = {}
-    for label, attack, threat in plans:
-        x, y = s.x[rows], s.y[rows]
-        network = Recorder(s.model, x, y, threat, margin)
-        candidate = threat.project(
-            attack(network, x, y, threat, s.random(f"i2/{label}", rows)).to(x.dtype), x
-        )
-        returned = s.judged(candidate, f"i2/{label}", rows)
-        met = s.judged(network.point, f"i2/{label}", rows)
+    for plan in plans:
+        network, returned = recorded(s, *plan)
+        met = s.judged(network.point, f"i2/{plan[0]}", rows)
         s.note(rows, network.point, met)
-        silent[label] = rows[(met < 0.5) & (returned > 0.5)]
+        silent[plan[0]] = rows[(met < 0.5) & (returned.correct > 0.5)]
     done = f"everything that {len(plans)} attacks sent through the network, on {len(rows)} images"
     measured: dict[str, Any] = {"silent_share": [len(r) / len(rows) for r in silent.values()]}
     measured["attacks"] = list(silent)
@@ -148,6 +143,20 @@ def adversarials_met_are_returned(s: Subject) -> Finding:
     measured["silent"] = where[:20]
     why = f"left out for their cost: {', '.join(left_out)}" if left_out else ""
     return ruled(len(where) == 0, done, measured, why)
+
+
+def recorded(s: Subject, label: str, attack: Attack, threat: Threat) -> tuple[Recorder, Attacked]:
+    """An attack of such a label on the few images with all that it sends through the network; made once."""
+
+    def run() -> tuple[Recorder, Attacked]:
+        rows = s.few
+        x, y = s.x[rows], s.y[rows]
+        network = Recorder(s.model, x, y, threat, LOSSES.get(getattr(attack, "loss", "margin"), margin))
+        found = attack(network, x, y, threat, s.random(f"course/{label}", rows))
+        candidate = threat.project(found.to(x.dtype), x)
+        return network, Attacked(candidate, s.judged(candidate, f"course/{label}", rows))
+
+    return s.once(f"course/{label}", run)
 
 
 ADVERSARIALS_MET_ARE_RETURNED = Check(
@@ -195,21 +204,15 @@ def attacks_have_stopped_climbing(s: Subject) -> Finding:
             "no image is classified right" if plans else "no attack whose course could be looked at"
         )
     s.require_gradient()
-    rows = rows[s.reported[rows] > 0.5]
-    if len(rows) == 0:
+    standing = rows[s.reported[rows] > 0.5]
+    if len(standing) == 0:
         return skipped("the attacks left no image standing whose course could be looked at")
     courses: list[tuple[str, Attack, Threat, Recorder]] = []
-    standing = rows
     for label, attack, threat in plans:
-        x, y = s.x[rows], s.y[rows]
-        loss = LOSSES.get(getattr(attack, "loss", "margin"), margin)
-        network = Recorder(s.model, x, y, threat, loss)
-        random = s.random(f"i3/{label}", rows)
-        candidate = threat.project(attack(network, x, y, threat, random).to(x.dtype), x)
-        correct = s.judged(candidate, f"i3/{label}", rows)
-        s.note(rows, candidate, correct)
-        if inside(s.threat, candidate - x).all():
-            standing = standing[torch.isin(standing, rows[correct > 0.5])]
+        network, found = recorded(s, label, attack, threat)
+        s.note(rows, found.candidate, found.correct)
+        if inside(s.threat, found.candidate - s.x[rows]).all():
+            standing = standing[torch.isin(standing, rows[found.correct > 0.5])]
         courses.append((label, attack, threat, network))
     why = f"left out for their cost: {', '.join(left_out)}" if left_out else ""
     if len(standing) == 0:
@@ -219,7 +222,7 @@ def attacks_have_stopped_climbing(s: Subject) -> Finding:
     for label, attack, threat, network in courses:
         rises.append(math.fsum(_last_rise(network.course[i]) for i in here) / len(here))
         longer = _twice(attack, threat)
-        gained = s.attack(longer, f"i3/{label}", rows=standing, threat=threat)
+        gained = s.attack(longer, f"course/{label}", rows=standing, threat=threat)
         gains.append((gained.correct < 0.5).sum().item() / len(s.few))
     done = (
         f"the loss on the way of {len(courses)} attacks, and attacks twice as long, on {len(standing)} images that "
@@ -279,21 +282,23 @@ def stand_in_is_a_good_surrogate(s: Subject) -> Finding:
     candidate = s.threat.project(attack(s.network, x, y, s.threat, s.random("i4", rows)).to(x.dtype), x)
     with torch.no_grad():
         fooled = s.network(candidate.clone()).argmax(1) != y
-    only = fooled & (s.judged(candidate, "i4", rows) > 0.5)
-    via = s.attack(attack, "i4", rows=rows)
+    judged = s.judged(candidate, "i4", rows)
+    s.note(rows, candidate, judged)
+    only = fooled & (judged > 0.5)
     direct = s.attack(attack, "i4", rows=rows, on=s.model)
+    via = torch.where(only, direct.correct, judged)  # such images are attacked again on the network itself
     measured: dict[str, Any] = {
         "only_stand_in_share": only.double().mean().item(),
-        "stand_in_acc": via.accuracy,
+        "stand_in_acc": via.mean().item(),
         "direct_acc": direct.accuracy,
-        "tau": s.tau(via.correct, direct.correct),
+        "tau": s.tau(via, direct.correct),
     }
     if s.context.twin is not None:
         measured["twin_transfer_acc"] = s.attack(attack, "i4", rows=rows, on=s.context.twin[1]).accuracy
     done = (
         f"APGD on the margin, {attack.steps} steps, on the stand-in and on the network, on {len(rows)} images"
     )
-    return ruled(not s.exceeds(via.correct, direct.correct), done, measured)
+    return ruled(not s.exceeds(via, direct.correct), done, measured)
 
 
 STAND_IN_IS_A_GOOD_SURROGATE = Check(

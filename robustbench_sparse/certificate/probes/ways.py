@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PGD, Square
-from attacks.base import Attack, SampleRandom, Threat, answer
+from attacks.base import Attack, RandomModule, SampleRandom, Threat, answer
 from robustbench_sparse.certificate.probes.user import Way, plain
 
 DAY = 86_400.0
@@ -81,6 +82,21 @@ def strided(network: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = network(wide[1:, ..., 0].to(memory_format=torch.channels_last))
         return out.clone()
+
+
+def out_of_a_file(network: nn.Module, x: Tensor) -> Tensor:
+    """Saved as a whole, and loaded: who uses a network has it from a file."""
+    loaded: nn.Module = pickle.loads(pickle.dumps(network))  # nothing but this process's own network
+    for own, other in zip(network.modules(), loaded.modules(), strict=True):
+        if isinstance(own, RandomModule) and isinstance(other, RandomModule):
+            other.noise_source = own.noise_source  # one source for all layers, as they have it
+    return plain(loaded.eval(), x)
+
+
+def weights_loaded(network: nn.Module, x: Tensor) -> Tensor:
+    """With its own weights loaded anew."""
+    network.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
+    return plain(network, x)
 
 
 class _Recorder(nn.Module):
@@ -171,6 +187,8 @@ WAYS: dict[str, Way] = {
     "hooks on its modules": hooked,
     "parameters that ask for no gradient": frozen,
     "another layout in memory": strided,
+    "saved and loaded": out_of_a_file,
+    "its weights loaded anew": weights_loaded,
     "asked by an attack with gradients": by_pgd,
     "asked by an attack without gradients": by_square,
 }

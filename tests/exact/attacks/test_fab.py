@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from attacks import CW, Threat
 from attacks.base import Norm, RandomModule
-from attacks.fab import FAB, _at_distance, project_hyperplane
+from attacks.fab import BISECTIONS, FAB, _at_distance, project_hyperplane
+from robustbench_sparse.judging.judge import PassCounter
 from tests.helpers.attack_models import digits_net, linear_net, smallest_norm, smallest_norm_in_box, streams
 
 BOTH = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -148,6 +149,31 @@ class Sphere(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = ((x - 0.5) ** 2).flatten(1).sum(1) - self.radius**2
         return torch.stack([torch.zeros_like(out), out], 1)
+
+
+@BOTH
+def test_normals_that_are_zero_or_no_numbers_come_to_an_end(norm: Norm) -> None:
+    x, w, sign, most = planes(4)
+    w[0], w[1] = 0, math.nan
+    b = 0.3 * sign * most.nan_to_num(1) + 0.1
+    b[2] = math.inf
+    d = project_hyperplane(x, w, b, norm)
+    assert (d[0] == 0).all()
+    assert d[1].isnan().all()
+    assert torch.equal((x + d)[2], by_bisection(x[2:3], w[2:3], 2 * sign[2:3] * most[2:3], norm)[0] + x[2])
+    assert (w[3] * d[3]).sum().item() == pytest.approx(b[3].item())
+
+
+@BOTH
+def test_a_path_along_the_boundary_takes_one_gradient_a_step(norm: Norm) -> None:
+    """Of a linear network every step fools: the first of them costs two gradients, the others an answer and one."""
+    net, steps = linear_net(2, 64, seed=1), 12
+    x = 0.4 + 0.2 * uniform(20, 1, 8, 8)
+    counter = PassCounter(net).eval()
+    FAB(steps=steps)(counter, x, net(x).argmax(1), Threat(norm=norm, eps=0.1), streams(20))
+    assert counter.backwards == 20 * (steps + 1)
+    clean, last = 1, 1
+    assert counter.forwards == 20 * (clean + (steps + 1) + (steps - 2) + last + BISECTIONS)
 
 
 @BOTH

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import Threat
 from attacks.base import Norm, RandomModule, SampleRandom
-from attacks.square import Square, _pattern, _tiles, _two_windows, _window
+from attacks.square import MANY, Square, _pattern, _tiles, _two_windows, _window
 from robustbench_sparse.judging.judge import PassCounter
 from tests.helpers.attack_models import digits_net, linear_net, smallest_norm, streams
 
@@ -184,6 +184,40 @@ def test_no_more_queries_than_said(norm: Norm) -> None:
         fooled = (net(x_adv).argmax(1) != y[:40]).sum()
         assert 0 < counter.forwards <= 40 * attack.queries
         assert fooled == 0 or counter.forwards < 40 * attack.queries, "images fooled leave"
+
+
+def test_a_stand_in_is_told_of_thousands_of_questions_and_no_fewer() -> None:
+    class Preparing(nn.Module):
+        """A stand-in with a part to prepare; keeps whether it was told when it was asked."""
+
+        asked = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[bool] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.told.append(self.asked)
+            return torch.stack([5 + x.flatten(1).std(1), x.flatten(1).mean(1)], 1)
+
+    x, y = middle(1, side=4), torch.zeros(1, dtype=torch.int64)
+    for queries in (MANY - 1, MANY):
+        net = Preparing().eval()
+        Square(queries=queries)(net, x, y, Threat(eps=0.1), streams(1))
+        assert net.told == [queries == MANY] * queries
+        assert not net.asked
+
+
+def test_looking_now_and_then_who_is_fooled_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = digits_net()
+
+    def found() -> Tensor:
+        return Square(queries=200)(net, x[:60], y[:60], Threat(eps=0.12), streams(60))
+
+    at_once = found()
+    monkeypatch.setattr("attacks.square._patience", lambda x: 16)
+    assert 0 < (net(at_once).argmax(1) != y[:60]).sum() < 60
+    assert torch.allclose(found(), at_once, atol=1e-12)
 
 
 def test_an_unbounded_cube_is_the_box() -> None:

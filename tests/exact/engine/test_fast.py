@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import CW, FGSM, IFGSM, PGD
 from attacks.base import Attack, Threat, exact_of
-from attacks.iterate import stretch
+from attacks.iterate import questioned, stretch
 from attacks.losses import margin
 from defenses import EnResNet
 from robustbench_sparse.engine import fast as module
@@ -182,6 +182,44 @@ def test_random_networks_are_compiled_block_by_block_around_their_noise() -> Non
     assert {id(p) for p in shell.parameters()} == {id(p) for p in net.parameters()}, "the layers are shared"
     assert net.state_dict().keys() == resnet(members=2).state_dict().keys(), "and the network stays as it was"
     assert not any(isinstance(m, module.Region) for m in net.modules())
+
+
+def test_answers_are_compiled_where_they_are_asked_for_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted:
+        """What torch.compile returns: the module, and how often it was used."""
+
+        calls = 0
+
+        def __init__(self, module: nn.Module) -> None:
+            self.module = module
+
+        def __call__(self, x: Tensor) -> Tensor:
+            Counted.calls += 1
+            out: Tensor = self.module(x)
+            return out
+
+    monkeypatch.setattr(torch, "compile", Counted)
+    net, x, _ = digits_net()
+    quick = FastNetwork(net, precision="fp32", compile=True)
+    with torch.no_grad():
+        quick(x)
+        assert Counted.calls == 0
+        with questioned(quick):
+            assert torch.equal(quick(x), net(x))
+            assert Counted.calls == 1
+            quick(x[:1])
+            assert Counted.calls == 1, "a single image is not worth it"
+        quick(x)
+    assert Counted.calls == 1
+
+
+def test_answers_that_cannot_be_compiled_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", _Broken)
+    net, x, _ = digits_net()
+    quick = FastNetwork(net, precision="fp32", compile=True)
+    with torch.no_grad(), questioned(quick):
+        assert torch.equal(quick(x), net(x))
+        assert torch.equal(quick(x), net(x))
 
 
 class _Broken:

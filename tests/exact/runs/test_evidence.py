@@ -117,7 +117,7 @@ def test_a_number_that_was_not_compared_answers_nothing(damage: dict[str, Any]) 
 
 
 def test_the_order_of_verdicts() -> None:
-    assert VERDICTS == (BELIEVABLE, CORRECTED, "not checked", DOUBTFUL, REFUTED)
+    assert VERDICTS == (BELIEVABLE, CORRECTED, "partly checked", "not checked", DOUBTFUL, REFUTED)
     assert worst_verdict([CORRECTED, BELIEVABLE, DOUBTFUL]) == DOUBTFUL
     assert worst_verdict([]) == "not checked"
 

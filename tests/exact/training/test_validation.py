@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Threat
+from defenses.robust import attacking
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
@@ -48,6 +49,21 @@ def test_clean_and_attacked_shares_are_those_counted_by_hand() -> None:
     far = ((x.flatten(1).mean(1) - 0.5).abs() > 0.1).float().mean().item()
     assert 0 < far < 1
     assert v.adversarial_accuracy(Bright().eval()) == pytest.approx(far)
+
+
+def test_attacked_part_by_part_the_share_and_what_is_drawn_after_it_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, drawn, seen = [], [], list[int]()
+    for together in (1000, 1):
+        monkeypatch.setattr(attacking, "_TOGETHER", together)
+        streams, network = Streams(0), Bright().eval()
+        network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        found.append(Validation(data(), Threat(eps=0.1), streams).adversarial_accuracy(network))
+        drawn.append(torch.rand(3, generator=streams.get("validation")))
+    assert found[0] == found[1]
+    assert torch.equal(*drawn)
+    assert min(seen) <= torch.get_num_threads() < max(seen)
 
 
 def test_an_empty_part_says_nothing() -> None:

@@ -95,6 +95,7 @@ NAMED = {
     "clock": {"U1", "U4"},
     "remembers in a file": {"U7"},
     "knows the test": {"U6"},
+    "another network in its file": {"U5"},
 }
 QUICK = ("off the grid", "stack", "remembers in a closure")
 

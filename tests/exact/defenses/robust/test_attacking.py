@@ -1,13 +1,16 @@
-"""The growing radius, and what a second pass leaves of itself."""
+"""The growing radius, minibatches attacked part by part, and what a second pass leaves of itself."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.base import Threat
 from defenses import FGSMRS, MART, NFGSM, PGDAT, TRADES
+from defenses.robust import attacking
 from defenses.robust.attacking import Attacking, record, scaled, second_pass
+from defenses.robust.enresnet import Noise
 from tests.helpers.robust_steps import step, with_norm
 
 
@@ -67,3 +70,36 @@ def test_a_second_pass_changes_statistics_only_when_it_is_recorded() -> None:
     for k, b in s.model.named_buffers():
         assert torch.equal(b, twin.get_buffer(k))
         assert not torch.equal(b, before[k])
+
+
+@pytest.mark.parametrize("defense", [NFGSM(), FGSMRS(), PGDAT(steps=3), PGDAT(steps=3, random_start=False)])
+def test_part_by_part_the_examples_are_the_same(
+    defense: NFGSM | FGSMRS | PGDAT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attacking, "_TOGETHER", 1000)
+    whole = step(with_norm().eval())
+    expected = defense.perturb(whole)
+    monkeypatch.setattr(attacking, "_TOGETHER", 1)
+    apart, seen = step(with_norm().eval()), list[int]()
+    apart.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    # Each image's gradient is its own; sums within a layer may be rounded in another order.
+    torch.testing.assert_close(defense.perturb(apart), expected, atol=1e-6, rtol=0)
+    assert max(seen) <= torch.get_num_threads()
+    assert sum(seen) == len(apart.x) * defense.passes
+    assert torch.equal(apart.generator.get_state(), whole.generator.get_state())
+
+
+def test_parts_are_for_images_that_are_apart_and_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacking, "_TOGETHER", 1)
+    x = torch.zeros(4 * torch.get_num_threads() + 1, 3, 8, 8)
+    network, whole = with_norm().eval(), [slice(len(x))]
+    several = attacking.parts(network, x)
+    assert len(several) == 5
+    assert torch.equal(torch.cat([torch.arange(len(x))[part] for part in several]), torch.arange(len(x)))
+    with attacking.batch_norm_of_the_batch(network):
+        assert attacking.parts(network, x) == whole
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attacking.parts(network, x) == whole
+    assert attacking.parts(nn.Sequential(network, Noise(0.1, "sample")), x) == whole
+    network.precision = "bf16"  # type: ignore[assignment]
+    assert attacking.parts(network, x) == whole

@@ -134,6 +134,7 @@ def test_batch_random_draws_from_its_generator_alone() -> None:
     assert len(random.subset(torch.arange(7)).integers(5)) == 7
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batch_random_on_a_gpu_is_fixed_by_its_generator() -> None:
     like = torch.zeros(64, 3, 8, 8, device="cuda")
