@@ -24,6 +24,7 @@ from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
 
 ATTEMPTS = 3  # processes that may die of one row
+FEW = 2e10  # multiplications of all trainings below which starting a process takes longer than it saves
 PROCESS_BYTES = 600e6  # of a process that has done nothing yet: Python, PyTorch, pandas
 
 Row = tuple[RunPlan, int]  # a run and its seed
@@ -40,12 +41,12 @@ def jobs_for(work: Workspace, asked: int | None = None) -> int:
         asked: the user's own number, which may ask more of the machine than it has; None leaves it open.
 
     Returns:
-        A number of processes, at most one per row; 1 on a GPU unless asked.
+        A number of processes, at most one per row; 1 on a GPU, or for a few seconds' work, unless asked.
     """
     rows = len(work.rows())
     if asked is not None:
         return min(asked, rows)
-    if work.data.device.type != "cpu":
+    if work.data.device.type != "cpu" or work.multiplications < FEW:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = available_memory()

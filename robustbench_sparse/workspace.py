@@ -99,6 +99,11 @@ class Workspace:
             return every
         return max(1, every // (len(self.plan.runs) * len(self.plan.config.seeds)))
 
+    @property
+    def multiplications(self) -> float:
+        """Of the trainings of all rows worked on, about; judging takes some more."""
+        return self.data.count("train") * sum(self._work(run) for run, _ in self.rows())
+
     @cached_property
     def memory(self) -> float:
         """Bytes that a row takes, about: the images, read and cut, and a step of the largest network's training."""

@@ -59,6 +59,7 @@ def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> No
         "cli",
         "reading",
         "compiling",
+        "jobs",
     ]
     assert [line["peer"] for line in by_row["pgd-full"]] == ["torchattacks", "foolbox", "plain loop"]
     for line in by_row["pgd-full"][2:] + by_row["at-epoch"] + by_row["rgsm-update"]:

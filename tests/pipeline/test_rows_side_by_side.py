@@ -80,6 +80,7 @@ def workspace(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any]) -> Workspace
     """A benchmark on a machine of eight cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: CORES)
+    monkeypatch.setattr("robustbench_sparse.pool.FEW", 1)
     plan = resolve(raw)
     dataset = load_dataset(plan.dataset, None)
     data = plan.prepare(dataset, torch.device("cpu"))
@@ -121,6 +122,11 @@ def test_no_more_go_side_by_side_than_fit_into_memory(monkeypatch: pytest.Monkey
     assert jobs_for(work) == 1
     assert work.memory >= 2 * work.data.bytes > 1e4
     wide = workspace(monkeypatch, tiny(model={"name": "mlp", "hidden": [2000] * 2}))
+    monkeypatch.setattr("robustbench_sparse.pool.available_memory", lambda: 10**12)
+    assert jobs_for(wide) == 6
+    monkeypatch.setattr("robustbench_sparse.pool.FEW", 10 * wide.multiplications)
+    assert jobs_for(wide) == 1, "too little work to start a process for"
+    assert wide.multiplications > 6 * 1000 * 4e6 > 100 * work.multiplications
     assert wide.memory - work.memory > 3 * 4 * 2000**2  # weights, gradients, the chosen weights
 
 
@@ -135,7 +141,7 @@ def test_what_another_process_cannot_have_is_worked_on_here() -> None:
 
 def test_threads_are_divided_among_the_rows_and_the_numbers_stay(tmp_path: Path) -> None:
     alone = run_benchmark(tiny(threads=None), out=tmp_path / "one", jobs=1)
-    together = run_benchmark(tiny(threads=None), out=tmp_path / "two")
+    together = run_benchmark(tiny(threads=None), out=tmp_path / "two", jobs=2)
     pd.testing.assert_frame_equal(alone.drop(columns=TIMES), together.drop(columns=TIMES))
 
 

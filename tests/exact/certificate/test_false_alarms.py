@@ -116,9 +116,10 @@ def test_every_check_runs_under_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_longer_walk_that_finds_less_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     s = subject(trained(), n=8)
 
-    def attack(given: APGD, name: str, **more: object) -> Attacked:
+    def attack(given: APGD, name: str, rows: Tensor | None = None) -> Attacked:
         found = [1.0, 1, 1, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 1, 1, 1]
-        return Attacked(s.x, torch.tensor(found[given.steps > s.budget.steps]))
+        rows = torch.arange(8) if rows is None else rows
+        return Attacked(s.x[rows], torch.tensor(found[given.steps > s.budget.steps])[rows])
 
     monkeypatch.setattr(s, "attack", attack)
     found = run(masking.CHECKS, "M6", s)
