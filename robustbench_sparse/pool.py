@@ -24,7 +24,7 @@ from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
 
 ATTEMPTS = 3  # processes that may die of one row
-FEW = 2e10  # multiplications of all trainings below which starting a process takes longer than it saves
+FEW = 2e11  # multiplications of all trainings below which starting a process takes longer than it saves
 PROCESS_BYTES = 600e6  # of a process that has done nothing yet: Python, PyTorch, pandas
 
 Row = tuple[RunPlan, int]  # a run and its seed

@@ -87,7 +87,8 @@ def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) ->
 def command(folder: Path) -> list[str]:
     """The arguments of the benchmark's run in a folder."""
     (folder / "tiny.json").write_text(json.dumps(CONFIG))  # JSON is YAML
-    return ["run", str(folder / "tiny.json"), "--out", str(folder / "results"), "--quiet", "--device", "cpu"]
+    where = ["run", str(folder / "tiny.json"), "--out", str(folder / "results")]
+    return [*where, "--quiet", "--device", "cpu", "--jobs", "1"]
 
 
 def environment() -> dict[str, str]:

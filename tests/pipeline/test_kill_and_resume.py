@@ -22,7 +22,7 @@ TIMING = ["train_seconds", "eval_seconds"]
 
 def command(config: Path, out: Path) -> list[str]:
     program = [sys.executable, "-m", "robustbench_sparse", "run", str(config), "--out", str(out)]
-    return [*program, "--device", "cpu"]
+    return [*program, "--device", "cpu", "--jobs", "1"]  # a kill is meant for the process that does the work
 
 
 def environment() -> dict[str, str]:

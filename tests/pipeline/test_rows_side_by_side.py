@@ -140,8 +140,9 @@ def test_what_another_process_cannot_have_is_worked_on_here() -> None:
 
 
 def test_threads_are_divided_among_the_rows_and_the_numbers_stay(tmp_path: Path) -> None:
-    alone = run_benchmark(tiny(threads=None), out=tmp_path / "one", jobs=1)
-    together = run_benchmark(tiny(threads=None), out=tmp_path / "two", jobs=2)
+    raw = tiny(threads=None, evaluation={"limit": 20}, seeds=[0])
+    alone = run_benchmark(raw, out=tmp_path / "one", jobs=1)
+    together = run_benchmark(raw, out=tmp_path / "two", jobs=2)
     pd.testing.assert_frame_equal(alone.drop(columns=TIMES), together.drop(columns=TIMES))
 
 
@@ -219,9 +220,11 @@ def test_kill_9_takes_the_workers_along_and_costs_no_number(tmp_path: Path) -> N
 
 
 def test_two_commands_share_the_rows_of_one_table(tmp_path: Path) -> None:
-    alone = run_benchmark(tiny(), out=tmp_path / "one", jobs=1)
+    raw = tiny(evaluation={"limit": 20})
+    raw["train"]["epochs"] = 10
+    alone = run_benchmark(raw, out=tmp_path / "one", jobs=1)
     config = tmp_path / "b.yaml"
-    config.write_text(yaml.safe_dump(tiny(), sort_keys=False))
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
     words = [sys.executable, "-m", "robustbench_sparse", "run", str(config), "--jobs", "1", "--out"]
     words.append(str(tmp_path / "two"))
     both = [
