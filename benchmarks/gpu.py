@@ -72,9 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     state_path = options.out / STATE
     state: dict[str, dict[str, Any]] = read_json(state_path) if state_path.exists() else {}
-    for item in listed(options):
-        if options.only and item.name not in options.only:
-            continue
+    chosen = [item for item in listed(options) if not options.only or item.name in options.only]
+    for item in chosen:
         while state.get(item.name, {}).get("status") not in FINISHED:
             known = state.setdefault(item.name, {"status": "begun", "pieces": 0, "idle": 0, "seconds": 0.0})
             known.update(_piece(item, known, options))
@@ -83,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{item.name}: {known['status']} after {known['seconds']:.0f} s. {known['said']}", flush=True
             )
             if options.once:
-                return 3 if _left(state, options) else _code(state)
+                left = [i for i in chosen if state.get(i.name, {}).get("status") not in FINISHED]
+                return 3 if left else _code(state)
     return _code(state)
 
 
@@ -135,11 +135,6 @@ def _stamp(folder: Path) -> tuple[int, int]:
     """How many files a folder holds, and when the last of them was written."""
     times = [path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()]
     return len(times), max(times, default=0)
-
-
-def _left(state: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[str]:
-    names = [item.name for item in listed(options) if not options.only or item.name in options.only]
-    return [name for name in names if state.get(name, {}).get("status") not in FINISHED]
 
 
 def _code(state: dict[str, dict[str, Any]]) -> int:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from attacks.base import Attack
+from robustbench_sparse.certificate.checks.use import WAYS_ASKED, images_asked
 from robustbench_sparse.certificate.probes.user import User
 from robustbench_sparse.certificate.subject import Subject
 
@@ -26,7 +27,6 @@ EARLY = 3  # passes after which an image is fooled, where it can be
 PROCESS_S, LESSONS_S = 10.0, 3.0  # a new process that imports torch; what a student learns in
 WIDE = 7  # times what a pass in float32 takes, one in float64 does
 EXACT = 2  # times what a pass of a stand-in takes, one of the network itself does
-WAYS_OF_ASKING = 18  # of U5, each of which asks three kinds of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Sizes:
 
     def asked(self) -> int:
         """Images that U4 and U5 ask about."""
-        return 3 * max(4, min(16, self.user.affordable(0.15) // (3 * WAYS_OF_ASKING)))
+        return 3 * images_asked(self.user)
 
     def standing(self, most: int) -> int:
         """Images that a black box is sent to: those that the white box will leave, or all of a random network."""
@@ -183,7 +183,7 @@ COSTS: dict[str, Callable[[Sizes], Cost]] = {
     "U2": lambda z: Cost(alone=max(0.35 * z.user.affordable(1.0), 64 * 4 + 4 * z.user.draws)),
     "U3": lambda z: Cost(alone=40),
     "U4": lambda z: Cost(alone=100 + 4 * z.asked(), needs=("student",)),
-    "U5": lambda z: Cost(alone=WAYS_OF_ASKING * z.asked(), needs=("student",)),
+    "U5": lambda z: Cost(alone=WAYS_ASKED * z.asked(), needs=("student",)),
     "U6": lambda z: z.walks(z.steps, 2 * min(64, z.right)),
     "U7": lambda z: Cost() if z.random else Cost(alone=3 * 64, needs=("student",)),
 }

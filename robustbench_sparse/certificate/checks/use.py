@@ -29,6 +29,7 @@ MARGIN = (
 )
 NOISY = 5.0  # times the difference between passes: what lies closer together may swap by chance
 REPEATS = 3
+WAYS_ASKED = len(WAYS) + 4 + REPEATS  # of U5, about
 STEADY = 0.2  # share of images with such a lead, or nothing can be said
 ALLOWED, AT_LEAST = 0.02, 2  # share, and number, of images whose prediction may change
 QUERIES = 1000
@@ -93,6 +94,11 @@ def _lead(logits: Tensor, spread: Tensor) -> Tensor:
     return lead > torch.maximum(MARGIN * (logits.amax(1) - logits.amin(1)), NOISY * spread)
 
 
+def images_asked(user: User) -> int:
+    """How many images of each of three kinds U4 and U5 can afford to ask about."""
+    return max(4, min(16, user.affordable(WAYS_SHARE) // (3 * WAYS_ASKED)))
+
+
 def asked_of(s: Subject) -> Asked | None:
     """The images that are asked in several ways, the same for every check; None without any."""
     if "_asked" not in s.__dict__:
@@ -103,8 +109,7 @@ def asked_of(s: Subject) -> Asked | None:
 
 def _asked(s: Subject) -> Asked:
     user = User.of(s)
-    ways = len(WAYS) + 4 + REPEATS
-    count = max(4, min(16, user.affordable(WAYS_SHARE) // (3 * ways)))
+    count = images_asked(user)
     student = substitute_of(s) if 0 < s.threat.eps < float("inf") else None
     rows = torch.arange(len(s), device=s.x.device)
     broken = (s.found.correct[rows] < 0.5) & s.found.correct.isfinite()
