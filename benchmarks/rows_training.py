@@ -15,7 +15,7 @@ from benchmarks.lines import Line, Target, dearer, faster
 from benchmarks.stepper import Stepper, minibatch
 from benchmarks.timing import Side, Spread, clock, interleave
 from benchmarks.training import THREAT, Turns, plain_layout, plan, train
-from defenses import FGSMRS, NFGSM
+from defenses import FGSMRS, NFGSM, PGDAT
 from defenses.base import Precision
 from robustbench_sparse.data import PreparedData
 
@@ -69,7 +69,7 @@ PASSES: dict[str, tuple[Precision, Literal["stage", "bf16"]]] = {
 
 
 def single_step(bench: Bench, budget: float) -> list[Line]:
-    """Steps of N-FGSM and FGSM-RS beside natural ones: the same passes, and one gradient of the image more."""
+    """Steps of N-FGSM and FGSM-RS beside natural ones, which take one gradient of the image less, and beside PGD-3."""
     x, y = minibatch(bench)
     natural: dict[Precision, Stepper] = {p: Stepper(bench, x, y, precision=p) for p in ("fp32", "bf16")}
     steppers = {f"natural, {precision}": stepper for precision, stepper in natural.items()}
@@ -77,11 +77,23 @@ def single_step(bench: Bench, budget: float) -> list[Line]:
         for defense in (NFGSM(gradient=gradient), FGSMRS(gradient=gradient)):
             name = "N-FGSM" if isinstance(defense, NFGSM) else "FGSM-RS"
             steppers[f"{name}, {how}"] = Stepper(bench, x, y, defense, precision=precision)
+    steppers["PGD-3, fp32"] = Stepper(bench, x, y, PGDAT(steps=3, step_size=4 / 255), precision="fp32")
     sides = [Side(name, lambda _, s=s: s.step(), s.step) for name, s in steppers.items()]  # type: ignore[misc]
     measured = interleave(sides, repeats=bench.sizes.short_repeats, budget=budget, device=bench.device)
     times = {name: each.per(1e-3) for name, each in measured.items()}
     engine = "compiled" if bench.sizes.compile else "eager"
-    return [
+    beside_pgd = [
+        dearer(
+            f"N-FGSM training step, {how}",
+            "ms",
+            times[f"N-FGSM, {how}"],
+            "PGD-3, fp32",
+            times["PGD-3, fp32"],
+            at_most=0.45,
+        )
+        for how in ("fp32", "fp32, gradient in bf16")
+    ]
+    return beside_pgd + [
         dearer(
             f"{name} training step, {how}",
             "ms",

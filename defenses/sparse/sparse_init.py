@@ -33,12 +33,14 @@ def sparse_init(
     bias: Bias = "keep",
     variance: Variance = "keep",
     bias_scale: float = 1.0,
+    scale: float = 1.0,
 ) -> nn.Module:
     """Make the weights of linear layers and convolutions sparse, in place, without changing their variance.
 
     W <- M * W / sqrt(r), M of independent Bernoulli(r) entries, one for every weight or one for every group:
     as Var(M W) = r Var(W), a layer keeps the variance of Glorot or He (section 4.1). Batch-norm stays as it
-    is.
+    is. At r = 2 % a weight that is kept is seven times as large as it was drawn; one that training never moves,
+    as of a pixel that no image lights, stays so, and an adversary uses it (``docs/bregman_starts.md``).
 
     Args:
         model: any network; it is changed.
@@ -55,6 +57,8 @@ def sparse_init(
             2/(n + outputs) (``glorot``) before the mask.
         bias_scale: the largest positive bias times sqrt(n), > 0. The authors' notebooks have 1 for perceptrons and
             ResNets, and 10, which is 1/sqrt(r) at r = 1 %, for the convnet.
+        scale: factor on all weights of the layers acted upon, > 0; the paper's is 1, and sqrt(r) gives weights as
+            large as they were drawn.
 
     Returns:
         ``model``.
@@ -62,7 +66,7 @@ def sparse_init(
     Raises:
         ValueError: for another value of an argument.
     """
-    _check(density, linear, conv, bias, variance, bias_scale)
+    _check(density, linear, conv, bias, variance, bias_scale, scale)
     in_linear = {id(w) for w in chosen_weights(model, "linear").values()}
     done: set[int] = set()
     for name, w in prunable(model).items():
@@ -79,6 +83,8 @@ def sparse_init(
                 w.shape if unit == "weight" else [n if d in KEPT[unit] else 1 for d, n in enumerate(w.shape)]
             )
             w.masked_fill_(_uniform(shape, w, generator) >= density, 0).div_(math.sqrt(density))
+        if scale != 1:
+            w.mul_(scale)
         b = model.get_submodule(name.rpartition(".")[0]).bias
         if bias == "positive" and isinstance(b, Tensor):
             above = 1 - _uniform(b.shape, b, generator)  # never zero
@@ -98,7 +104,13 @@ def _normal(shape: torch.Size, like: Tensor, generator: torch.Generator | None) 
 
 
 def _check(
-    density: float, linear: str | None, conv: str | None, bias: str, variance: str, bias_scale: float
+    density: float,
+    linear: str | None,
+    conv: str | None,
+    bias: str,
+    variance: str,
+    bias_scale: float,
+    scale: float,
 ) -> None:
     check(0 < density <= 1, "density", "a share in (0, 1]", density)
     for name, unit in (("linear", linear), ("conv", conv)):
@@ -106,6 +118,7 @@ def _check(
     check(bias in BIASES, "bias", " or ".join(BIASES), bias)
     check(variance in VARIANCES, "variance", " or ".join(VARIANCES), variance)
     check(0 < bias_scale < math.inf, "bias_scale", "a finite number > 0", bias_scale)
+    check(0 < scale < math.inf, "scale", "a finite number > 0", scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +136,7 @@ class SparseInit(Defense):
         bias: ``keep``, or ``positive`` random biases in the layers acted upon, convolutions included.
         variance: ``keep``, or draw the weights anew first: ``he`` or ``glorot``.
         bias_scale: positive biases are U(0, bias_scale/sqrt(n)), n the layer's inputs; > 0.
+        scale: factor on the weights of the layers acted upon, > 0.
     """
 
     sparsifies: ClassVar[bool] = True
@@ -132,9 +146,10 @@ class SparseInit(Defense):
     bias: Bias = "keep"
     variance: Variance = "keep"
     bias_scale: float = field(default=1.0, metadata=LATER)
+    scale: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        _check(self.density, self.linear, self.conv, self.bias, self.variance, self.bias_scale)
+        _check(self.density, self.linear, self.conv, self.bias, self.variance, self.bias_scale, self.scale)
 
     def begin(self, s: Step) -> None:
         """Draw the network from this defense's stream, once."""
@@ -150,4 +165,5 @@ class SparseInit(Defense):
             bias=self.bias,
             variance=self.variance,
             bias_scale=self.bias_scale,
+            scale=self.scale,
         )

@@ -122,6 +122,16 @@ def test_positive_biases_are_scaled_and_nothing_else_is() -> None:
         torch.testing.assert_close(scaled.get_parameter(name), factor * p)
 
 
+def test_the_size_of_the_start_is_its_scale() -> None:
+    """sqrt(r) undoes 1 / sqrt(r): the weights that are kept are as large as they were drawn; biases stay."""
+    drawn, small = network(), network()
+    sparse_init(small, 0.25, generator=generator(), scale=0.5)
+    for name, p in small.named_parameters():
+        kept = p != 0
+        torch.testing.assert_close(p[kept], drawn.get_parameter(name)[kept])
+    assert 0.2 < float((small.out.weight != 0).float().mean()) < 0.3
+
+
 def test_neurons_without_weights_learn_only_with_positive_biases() -> None:
     """Zero biases before a ReLU let no gradient through to filters that start at zero (section 4.1)."""
     x = torch.rand(16, 3, 6, 6, generator=generator(1))
@@ -193,6 +203,8 @@ def test_layers_left_alone_and_shared_weights() -> None:
         {"variance": "xavier"},
         {"bias_scale": 0.0},
         {"bias_scale": math.inf},
+        {"scale": 0.0},
+        {"scale": math.nan},
     ],
 )
 def test_bad_arguments_are_refused_by_name(settings: dict[str, Any]) -> None:
@@ -213,6 +225,7 @@ def test_defense_acts_once_and_with_its_settings() -> None:
         "conv": "kernel",
         "bias": "positive",
         "bias_scale": 3.0,
+        "scale": 0.5,
     }
     defense, model = SparseInit(**settings), network()
     defense.begin(step(model, 4))
