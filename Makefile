@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: quickstart test bench scaling gpu fuzz check format lint types clean help
+.PHONY: quickstart test bench results-pages scaling gpu fuzz check format lint types clean help
 
 help:
 	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
 	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
+	@echo "make results-pages  draw the figures of docs/results from results/reference"
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
 	@echo "make gpu         what one GPU works off overnight: tests, timings, the long benchmarks (OPTIONS='--data-root DIR')"
-	@echo "make fuzz        hostile configs, weights, data, result files, and a kill matrix; long"
+	@echo "make fuzz        hostile configs, weights, data, result files, kills and stops at any moment; long"
 	@echo "make check       format, lint, types and tests: what CI runs"
 	@echo "make format      rewrite the code in the project's format"
 
@@ -35,6 +36,9 @@ test: $(STAMP)
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $(OPTIONS)
 
+results-pages: $(STAMP)
+	$(BIN)/python -m benchmarks.result_pages
+
 scaling: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.scaling $(OPTIONS)
 
@@ -47,6 +51,7 @@ fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.data_paths
 	$(BIN)/python -m tests.fuzz.result_mutants --count 1000
 	$(BIN)/python -m tests.pipeline.killed 100
+	$(BIN)/python -m tests.pipeline.stopped 100
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -8,7 +8,7 @@ for all of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, get_args
@@ -33,6 +33,28 @@ class ImageSource(Protocol):
 
     def __call__(self, split: Literal["train", "val"], count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` images in [0, 1] from the training or validation part, (count, C, H, W)."""
+        ...
+
+
+class Part(Protocol):
+    """The part of every minibatch that this process trains on, where several of them train one network.
+
+    Attributes:
+        first: number of its first image within the whole minibatch.
+        count: its images.
+        of: the whole minibatch's.
+    """
+
+    first: int
+    count: int
+    of: int
+
+    def total(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Sums over all processes, tensor by tensor, the same on each of them; None stays None."""
+        ...
+
+    def whole(self, values: Tensor) -> Tensor:
+        """Of all processes what each has of its part: (count, ...) -> (of, ...)."""
         ...
 
 
@@ -82,6 +104,9 @@ class Step:
             its input only; None where the network itself is as quick.
         quick: as ``fast``, also where the stage runs in float32, and in a precision: ``fp32``, ``bf16`` or the stage's
             (None). It gives the network's own answers but for rounding. None where a loop makes no copies.
+        part: where several processes train the network, each on a part of the minibatch: which this one has, and what
+            they can add up. None where the minibatch is whole. ``objective`` is then this part's share of the loss; see
+            ``summed`` and ``gathered``.
         fresh: makes another network of this kind on the CPU, its weights drawn as those of this one were, but from the
             generator given; None where nothing can.
         tell: shows the user a line; None where nobody looks.
@@ -114,6 +139,7 @@ class Step:
     fast: Callable[[], nn.Module] | None = None
     quick: Callable[[Precision | None], nn.Module] | None = None
     fresh: Callable[[torch.Generator], nn.Module] | None = None
+    part: Part | None = None
     tell: Callable[[str], None] | None = None
     train_accuracy: float = float("nan")
     val_accuracy: float = float("nan")
@@ -146,6 +172,13 @@ class Defense:
     def passes(self) -> int:
         """Gradient passes that ``perturb`` sends every minibatch through."""
         return 0
+
+    @property
+    def divides(self) -> bool | None:
+        """Whether several processes may each do its part of a minibatch: losses are means over images, draws for images
+        know ``Step.part``, and nothing else depends on what is beside an image. None: those of this package do.
+        """
+        return None
 
     @property
     def needs_robust_validation(self) -> bool:
@@ -271,6 +304,16 @@ def _weights_of(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if isinstance(module, kinds) and isinstance(module.weight, Tensor)
     }
+
+
+def summed(s: Step, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Of the whole minibatch what was computed from this process's part of it, such as gradients of ``objective``."""
+    return list(tensors) if s.part is None else s.part.total(tensors)
+
+
+def gathered(s: Step, values: Tensor) -> Tensor:
+    """The whole minibatch's images or labels, given this process's; (b, ...) -> (B, ...)."""
+    return values if s.part is None else s.part.whole(values)
 
 
 def forward_of(s: Step) -> Callable[[Tensor], Tensor]:

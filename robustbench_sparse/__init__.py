@@ -1,7 +1,8 @@
 """How accurate, how robust and how sparse is an image classifier, and can the number be believed?
 
 The top floor: config, data, models, the training loop, the judge, leaderboards and the command line.
-``run_benchmark`` and ``evaluate`` are imported on first use, so that the command line starts quickly.
+``run_benchmark``, ``evaluate``, ``load_model`` and ``list_models`` are imported on first use, so that the command line
+starts quickly.
 ``robustbench_sparse.attacks`` and ``robustbench_sparse.defenses`` are the packages ``attacks`` and ``defenses``.
 """
 
@@ -16,8 +17,9 @@ from robustbench_sparse.foundation.tuning import tune_process
 if TYPE_CHECKING:
     from robustbench_sparse.benchmark import run_benchmark
     from robustbench_sparse.evaluation import evaluate
+    from robustbench_sparse.zoo import list_models, load_model
 
-__all__ = ["__version__", "evaluate", "run_benchmark"]
+__all__ = ["__version__", "evaluate", "list_models", "load_model", "run_benchmark"]
 refuse_shadows()
 __version__ = metadata.version("robustbench_sparse")
 
@@ -33,4 +35,8 @@ def __getattr__(name: str) -> Any:
         from robustbench_sparse.evaluation import evaluate
 
         return evaluate
+    if name in ("list_models", "load_model"):
+        from robustbench_sparse import zoo
+
+        return getattr(zoo, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

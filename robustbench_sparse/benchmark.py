@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from attacks.transfer import NOISE_OFF, Transfer
+from robustbench_sparse.backends import backend_of
+from robustbench_sparse.backends.base import Backend
 from robustbench_sparse.config.dense_twins import with_widths
 from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan, RunPlan
@@ -22,7 +24,6 @@ from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist
 from robustbench_sparse.foundation.locks import check_idle, table_locked
 from robustbench_sparse.foundation.progress import Progress, Silent
-from robustbench_sparse.pool import jobs_for, run_rows
 from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import variants
 from robustbench_sparse.runs.manifest import check_run_folder
@@ -47,6 +48,7 @@ def run_benchmark(
     variant: str | None = None,
     replace: bool = False,
     jobs: int | None = None,
+    backend: str | Backend = "local",
     show: Progress | None = None,
 ) -> pd.DataFrame:
     """Train what is missing, evaluate what is missing, write and return the leaderboard.
@@ -65,6 +67,8 @@ def run_benchmark(
         replace: let a changed config's table take the place of the one that is there.
         jobs: rows worked on side by side at most, each in a process of its own; by default as many as the cores and
             the memory allow for (see ``pool.jobs_for``). The numbers are the same.
+        backend: where rows are worked on: ``local``, ``ray`` or ``slurm``, or one of them with its settings. The
+            numbers are the same.
         show: where progress goes.
 
     Returns:
@@ -76,6 +80,8 @@ def run_benchmark(
         Busy: ``replace``, while another process works on the folder. Without it the two share the rows.
     """
     show = show or Silent()
+    where = backend_of(backend, jobs=jobs) if isinstance(backend, str) else backend
+    where.check()
     extra = list(changes)
     if seeds is not None:
         extra.append(f"seeds=[{','.join(map(str, seeds))}]")
@@ -93,7 +99,8 @@ def run_benchmark(
     folder = Path(out) / plan.config.name
     plan = variants.fitting(folder, plan, replace=replace)
     _chosen(plan, only)
-    target = choose_device(device)
+    # Elsewhere there may be other devices; this process computes nothing then.
+    target = choose_device("cpu" if where.remote else device)
     dataset = load_dataset(plan.dataset, data_root)
     plan = with_widths(plan, **images_of(dataset))
     runs = _chosen(plan, only)
@@ -110,48 +117,17 @@ def run_benchmark(
         variants.fitting(folder, plan, replace=replace)  # another process may have begun since
         work.describe()
     due = 0.0
-    for _ in _worked(work, config, extra, data_root, jobs):
+    request = Request.of(config, work, extra, data_root, device if where.remote else None)
+    last = len(work.rows())
+    for number, _ in enumerate(where.work(work, request), 1):
         # Reading a table takes longer the more rows there are; after every one of them it would cost minutes.
         began = time.monotonic()
-        if began >= due:
+        if began >= due and number < last:  # after the last one it is written anyway
             with contextlib.suppress(UserError), table_locked(folder):  # a row to come may need mending first
                 tables.write(folder)
             due = time.monotonic() + TABLE_SHARE * (time.monotonic() - began)
     with table_locked(folder):
         return tables.write(folder)
-
-
-def _worked(
-    work: Workspace,
-    config: str | Path | Mapping[str, Any],
-    changes: Sequence[str],
-    data_root: str | Path | None,
-    jobs: int | None,
-) -> Iterator[None]:
-    """Work on every row, here or in processes side by side; yields after each row but the last.
-
-    Rows that another command works on come last.
-    """
-    rows = work.rows()
-    count = jobs_for(work, jobs)
-    request = Request.of(config, work, changes, data_root) if count > 1 else None
-    worked = _one_by_one(work) if request is None else run_rows(work, request, count)
-    for number, _ in enumerate(worked, 1):
-        if number < len(rows):  # after the last one the table is written anyway
-            yield
-
-
-def _one_by_one(work: Workspace) -> Iterator[None]:
-    """Work on all rows in this process; yields after each."""
-    held = []
-    for run, seed in work.rows():
-        if work.run(run, seed, wait=False):
-            yield
-        else:
-            held.append((run, seed))
-    for run, seed in held:
-        work.run(run, seed)
-        yield
 
 
 def _chosen(plan: Plan, only: Sequence[str]) -> list[RunPlan]:

@@ -30,7 +30,7 @@ from robustbench_sparse.foundation.locks import locked
 from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.reporting import tables
-from robustbench_sparse.runs import names
+from robustbench_sparse.runs import names, zoo
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import manifest_of, read_manifest
 from robustbench_sparse.runs.provenance import network_identity
@@ -49,7 +49,7 @@ def evaluate(
     weights: str | Path | None = None,
     dataset: str | Mapping[str, Any] | None = None,
     attacks: Sequence[str] | Mapping[str, Any] | None = None,
-    suite: str | None = "standard",
+    suite: str | None = None,
     norm: str | None = None,
     eps: float | None = None,
     seed: int = 0,
@@ -62,16 +62,16 @@ def evaluate(
     trust_plugins: Sequence[str] = (),
     show: Progress | None = None,
 ) -> pd.DataFrame:
-    """Judge one network: a run's folder, a shrunk network's file, a factory ``package.module:function``, or an
-    ``nn.Module``.
+    """Judge one network: a run's folder, ``zoo:NAME``, a shrunk network's file, a factory, or an ``nn.Module``.
 
     Args:
-        target: what to judge. A factory is called without arguments and returns the network; networks take
-            images in [0, 1], (B, C, H, W), and return logits (B, K).
+        target: what to judge. A factory, ``package.module:function``, is called without arguments and returns the
+            network; networks take images in [0, 1], (B, C, H, W), and return logits (B, K).
         weights: safetensors file (or a torch state_dict, read without running code) for a factory's network.
         dataset: name or config entry of the data set; a run's folder and a shrunk network's file know theirs.
         attacks: names, or label -> config entry; in place of a suite.
-        suite: a named list of attacks, see ``suites.SUITES``.
+        suite: a named list of attacks, see ``suites.SUITES``. Without attacks and suite a network of the zoo is judged
+            by those of its record, on as many images and with as many draws, and any other by ``standard``.
         norm, eps: the threat; they know that, too; else l_inf and 8/255.
         seed: seed of the evaluation.
         limit: judge only so many test images.
@@ -98,7 +98,13 @@ def evaluate(
     eps = found.eps if eps is None else eps
     if dataset is None:
         raise UserError(f"--dataset: expected one of {', '.join(sorted(DATASETS))}")
+    settings: dict[str, Any] = {"limit": limit}
+    if attacks is None and suite is None and isinstance(target, str) and target.startswith(zoo.PREFIX):
+        recorded = zoo.find(target)
+        attacks = recorded.attacks
+        settings = {**recorded.evaluation, **({} if limit is None else settings)}
     if attacks is None:
+        suite = suite or "standard"
         if suite not in SUITES:
             raise UserError(f"--suite: expected one of {', '.join(SUITES)}, got {suite!r}")
         attacks = SUITES[suite]
@@ -111,7 +117,7 @@ def evaluate(
         "data": {"name": dataset} if isinstance(dataset, str) else dict(dataset),
         "threat": threat,
         "attacks": {k: dict(v) if isinstance(v, Mapping) else v for k, v in attacks.items()},
-        "evaluation": {"limit": limit},
+        "evaluation": settings,
     }
     plan = resolve(raw, name="evaluate", changes=changes, schema=NetworkConfig)
     images = load_dataset(plan.dataset, data_root)

@@ -41,9 +41,10 @@ def jobs_for(work: Workspace, asked: int | None = None) -> int:
         asked: the user's own number, which may ask more of the machine than it has; None leaves it open.
 
     Returns:
-        A number of processes, at most one per row; 1 on a GPU, or for a few seconds' work, unless asked.
+        A number of processes, at most one per row, and shard of it (``evaluation.shards``); 1 on a GPU, or for a few
+        seconds' work, unless asked.
     """
-    rows = len(work.rows())
+    rows = len(work.rows()) * work.plan.config.evaluation.shards
     if asked is not None:
         return min(asked, rows)
     if work.data.device.type != "cpu" or work.multiplications < FEW:
@@ -64,7 +65,7 @@ def run_rows(work: Workspace, request: Request, jobs: int) -> Iterator[None]:
         UserError: what a worker raised, or a row that ``ATTEMPTS`` processes died of. The others are stopped.
     """
     start = {"request": asdict(request), "table": table_of(work.plan)}
-    pool = _Pool(start, work.longest_first(), work.show)
+    pool = _Pool(start, work.longest_first(), work.show, work.plan.config.evaluation.shards)
     try:
         pool.open(jobs)
         while pool.busy:
@@ -81,22 +82,27 @@ class _Pool:
         start: what every process is told first.
         rows: to work on, in order.
         show: where progress goes.
+        shards: processes at one row at most, where there is no other row left.
     """
 
-    def __init__(self, start: Mapping[str, Any], rows: Iterable[Row], show: Progress) -> None:
-        self._start, self._show = start, show
+    def __init__(
+        self, start: Mapping[str, Any], rows: Iterable[Row], show: Progress, shards: int = 1
+    ) -> None:
+        self._start, self._show, self._shards = start, show, shards
         self._rows = iter(rows)
         self._held: list[Row] = []  # another command works on them
         self._events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         self._workers: dict[int, _Worker] = {}  # by a number of their own, also those that replace others
         self._bars: dict[tuple[int, int], Task] = {}
         self._deaths: Counter[tuple[str, int]] = Counter()
+        self._done: set[tuple[str, int]] = set()
         self.busy: dict[int, Row] = {}
 
     def open(self, jobs: int) -> None:
-        """Start so many processes, each with a row."""
+        """Start so many processes, each with a row, or to help with one."""
         for _ in range(jobs):
-            self._employ(next(self._rows, None), wait=False)
+            row = next(self._rows, None)
+            self._employ(row or self._to_help(), wait=row is None)
 
     def close(self) -> None:
         """End every process, wherever it is."""
@@ -117,6 +123,8 @@ class _Pool:
             row = self.busy.pop(number)
             if kind == "held":
                 self._held.append(row)
+            else:
+                self._done.add(_key(row))
             self._give_next(number)
         elif kind == "error":
             raise UserError(event["text"])
@@ -127,12 +135,21 @@ class _Pool:
         return bool(kind == "done")
 
     def _give_next(self, number: int) -> None:
-        """Another row: a fresh one, or one to wait for."""
+        """Another row: a fresh one, one to wait for, or one to help with."""
         row = next(self._rows, None)
         if row is not None:
             self._give(number, row, wait=False)
         elif self._held:
             self._give(number, self._held.pop(0), wait=True)
+        elif (helped := self._to_help()) is not None:
+            self._give(number, helped, wait=True)
+
+    def _to_help(self) -> Row | None:
+        """A row in work that has room for another process."""
+        rows = {_key(row): row for row in self.busy.values() if _key(row) not in self._done}
+        counts = Counter(_key(row) for row in self.busy.values())
+        free = [key for key in rows if counts[key] < self._shards]
+        return rows[min(free, key=lambda key: counts[key])] if free else None
 
     def _employ(self, row: Row | None, *, wait: bool) -> None:
         if row is not None:
@@ -171,6 +188,11 @@ class _Pool:
             self._bars[key].advance(event["amount"], event["info"])
         else:
             self._bars.pop(key).close()
+
+
+def _key(row: Row) -> tuple[str, int]:
+    """What tells a row from others."""
+    return row[0].label, row[1]
 
 
 class _Worker:

@@ -22,6 +22,7 @@ from robustbench_sparse.engine.autotune import (
     Engine,
     Speed,
     for_attacks,
+    known,
     recorded,
 )
 from robustbench_sparse.foundation.errors import contained
@@ -77,16 +78,9 @@ def judge_network(
     def choose() -> Speed:
         return _of_attacks(model, plan, data, attacks, x, shrunk)
 
-    asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
-    asked += "" if c.engine == "auto" else f" {c.engine}"
     with contained(f"{title}: measuring its speed"):
-        speed = recorded(place.speed, asked, choose)
-    settings = JudgeSettings(
-        seed=derive(place.seed, "evaluation"),
-        batch_size=speed.batch_size,
-        draws=c.draws,
-        precision=speed.precision,
-    )
+        speed = recorded(place.speed, _asked(plan), choose)
+    settings = _settings(place, plan, speed)
     judge = Judge(model, data, place.path, settings, identity, show, title, fresh=fresh)
     with contained(f"{title}: measuring its speed"):
         examined = _of_checks(model, place, plan, data, speed, x)
@@ -107,7 +101,7 @@ def judge_network(
         examination.tidy()
         return
     with contained(f"{title}: compiling it"):
-        source = shrunk() if "shrunk" in (c.engine, speed.engine) else Lean()
+        source = shrunk() if _shrinks(plan, speed) else Lean()
         if source.why:
             show.note(f"{title}: attacked as it is: {source.why}")
         stand_in, note = speed.stand_in(model, x[: speed.batch_size], source.model)
@@ -117,6 +111,58 @@ def judge_network(
     judge.everything(attacks)
     examination.make()
     examination.tidy()
+
+
+def help_judging(
+    model: nn.Module,
+    place: RunFolder,
+    plan: Plan,
+    data: PreparedData,
+    show: Progress,
+    *,
+    identity: str,
+    title: str,
+    kin: Relatives | None = None,
+) -> bool:
+    """Make shards of the attack that another process has at work on a network; arguments as of ``judge_network``.
+
+    Returns:
+        Whether there was a shard that nobody was at.
+    """
+    speed = known(place.speed, _asked(plan))
+    if speed is None:  # the other process has not come so far
+        return False
+    attacks = [(kin or Relatives()).bound(a) for a in plan.attacks]
+    settings = _settings(place, plan, speed)
+    judge = Judge(model, data, place.path, settings, identity, show, title, fresh=Fresh(None))
+    if not judge.has_shards(attacks):
+        return False
+    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
+    source = lean(model, x, plan.config.evaluation.engine) if _shrinks(plan, speed) else Lean()
+    judge.climb(speed.stand_in(model, x[: speed.batch_size], source.model)[0])
+    return judge.help(attacks)
+
+
+def _asked(plan: Plan) -> str:
+    """The name under which the choice of speed is recorded."""
+    c = plan.config.evaluation
+    asked = f"attacks {c.precision} {c.compile} {c.batch_size}"
+    return asked if c.engine == "auto" else f"{asked} {c.engine}"
+
+
+def _settings(place: RunFolder, plan: Plan, speed: Speed) -> JudgeSettings:
+    return JudgeSettings(
+        seed=derive(place.seed, "evaluation"),
+        batch_size=speed.batch_size,
+        draws=plan.config.evaluation.draws,
+        precision=speed.precision,
+        shards=plan.config.evaluation.shards,
+    )
+
+
+def _shrinks(plan: Plan, speed: Speed) -> bool:
+    """Whether attacks climb on the network without its dead channels."""
+    return "shrunk" in (plan.config.evaluation.engine, speed.engine)
 
 
 def _of_attacks(

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from robustbench_sparse.config.dense_twins import with_widths
 from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan
@@ -25,7 +27,7 @@ from robustbench_sparse.config.plugins import trust, trusted
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.progress import Task
+from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.runs.manifest import table_of
 from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.workspace import Workspace
@@ -45,6 +47,7 @@ class Request:
         certificate, certificate_seconds: the level, which the table in the folder may have raised, and its seconds.
         data_root, device: as for ``run_benchmark``.
         trusted: modules that stored files may name.
+        threads: of the machine where the benchmark was started: how many a row takes may follow from it.
     """
 
     config: str | dict[str, Any]
@@ -56,6 +59,7 @@ class Request:
     data_root: str | None
     device: str
     trusted: list[str]
+    threads: int
 
     @classmethod
     def of(
@@ -64,8 +68,12 @@ class Request:
         work: Workspace,
         changes: Sequence[str],
         data_root: str | Path | None,
+        device: str | None = None,
     ) -> Request | None:
-        """The request for a benchmark; None where its config cannot be handed to another process."""
+        """The request for a benchmark; None where its config cannot be handed to another process.
+
+        ``device`` is as for ``run_benchmark``, where it is not that of this process.
+        """
         try:
             text = json.dumps(dict(config) if isinstance(config, Mapping) else str(config))
         except (TypeError, ValueError):  # objects of the caller's own
@@ -80,8 +88,9 @@ class Request:
             certificate=work.plan.config.evaluation.certificate,
             certificate_seconds=work.plan.config.evaluation.certificate_seconds,
             data_root=None if data_root is None else str(data_root),
-            device=work.data.device.type,
+            device=device or work.data.device.type,
             trusted=trusted(),
+            threads=torch.get_num_threads(),
         )
 
     def plan(self) -> Plan:
@@ -95,6 +104,28 @@ class Request:
         )
         update = {"name": Path(self.folder).name, "evaluation": evaluation}
         return replace(plan, config=plan.config.model_copy(update=update))
+
+    def workspace(self, table: Mapping[str, Any], show: Progress) -> Workspace:
+        """The benchmark as the process that asks has it.
+
+        Args:
+            table: what its table is made by there.
+            show: where progress goes.
+
+        Raises:
+            UserError: the config has changed since, or something that it names is not here.
+        """
+        trust(self.trusted)
+        torch.set_num_threads(self.threads)
+        plan = self.plan()
+        if table_of(plan) != table:
+            raise UserError(f"{self.config}: has changed since the benchmark was started")
+        dataset = load_dataset(plan.dataset, self.data_root)
+        plan = with_widths(plan, **images_of(dataset))
+        data = plan.prepare(dataset, choose_device(self.device))
+        by_label = {run.label: run for run in plan.runs}
+        chosen = [by_label[label] for label in self.only]
+        return Workspace(Path(self.folder), plan, chosen, dataset, data, show)
 
 
 # In the worker ------------------------------------------------------------------------------------------
@@ -164,17 +195,8 @@ def main() -> None:
     tasks = _tasks()
     try:
         start = tasks.get()
-        request = Request(**start["request"])
-        trust(request.trusted)
-        plan = request.plan()
-        if table_of(plan) != start["table"]:
-            raise UserError(f"{request.config}: has changed since the benchmark was started")
-        dataset = load_dataset(plan.dataset, request.data_root)
-        plan = with_widths(plan, **images_of(dataset))
-        data = plan.prepare(dataset, choose_device(request.device))
-        by_label = {run.label: run for run in plan.runs}
-        chosen = [by_label[label] for label in request.only]
-        work = Workspace(Path(request.folder), plan, chosen, dataset, data, pipe)
+        work = Request(**start["request"]).workspace(start["table"], pipe)
+        by_label = {run.label: run for run in work.plan.runs}
         while True:
             row = tasks.get()
             done = work.run(by_label[row["run"]], int(row["seed"]), wait=row["wait"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from attacks.base import is_stochastic
 from robustbench_sparse.config.plan import Plan, RunPlan
@@ -16,6 +19,7 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.devices import cpu_threads
 from robustbench_sparse.foundation.errors import UserError, contained
+from robustbench_sparse.foundation.fences import remove
 from robustbench_sparse.foundation.files import write_json
 from robustbench_sparse.foundation.locks import row_locked
 from robustbench_sparse.foundation.progress import Progress
@@ -27,15 +31,16 @@ from robustbench_sparse.runs.manifest import manifest_of
 from robustbench_sparse.runs.record import locate
 from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.sparsity.counting import count_macs
+from robustbench_sparse.training.helpers import train
 from robustbench_sparse.training.preflight import most_memory
-from robustbench_sparse.training.trainer import Trainer
-from robustbench_sparse.verdict import judge_network, judge_restorer
+from robustbench_sparse.verdict import help_judging, judge_network, judge_restorer
 
 RANDOM_PASSES = 10  # averaged over, about, wherever a fixed network takes one
 # Multiply-accumulates of a pass from which a row takes all threads, one at a time: so much work is divided well, and
 # several such rows would only take the memory from each other.
 LARGE = 100e6
 TRAINING, JUDGING = "training", "judging"  # what a process may hold of a row
+_LOOK_S = 0.5  # between two looks for shards of a row that nobody is at
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,22 @@ class Workspace:
         """Threads that each row takes, for training and for judging.
 
         On how many threads a sum is formed is part of how it is rounded. So the number follows from the config and the
-        machine alone, whichever rows are worked on, and however many at a time: the config's ``threads``; else the
-        machine's, divided among the rows of the table, or all of them for each row where a network is large.
+        machine alone, whichever rows are worked on, and however many at a time: the config's ``threads``, or
+        the processors that its ``resources`` ask for; else the machine's, divided among the rows of the table, or all
+        of them for each row where a network is large.
         """
-        if self.plan.config.threads is not None:
-            return self.plan.config.threads
+        config = self.plan.config
+        if config.threads is not None or config.resources.cpus is not None:
+            return config.threads or _whole(config.resources.cpus)
         every = torch.get_num_threads()
         if self.data.device.type != "cpu" or max(macs for macs, _ in self._pass.values()) >= LARGE:
             return every
         return max(1, every // (len(self.plan.runs) * len(self.plan.config.seeds)))
+
+    def threads_of(self, run: RunPlan) -> int:
+        """Threads that a row takes, which may ask for processors of its own."""
+        own = self.plan.config.resources_of(run.label).cpus
+        return self.threads if self.plan.config.threads is not None or own is None else _whole(own)
 
     @property
     def multiplications(self) -> float:
@@ -107,7 +119,8 @@ class Workspace:
     @cached_property
     def memory(self) -> float:
         """Bytes that a row takes, about: the images, read and cut, and a step of the largest network's training."""
-        return 2.0 * self.data.bytes + most_memory(self.chosen, self.data)
+        each = 2.0 * self.data.bytes + most_memory(self.chosen, self.data)
+        return each * max(run.devices for run in self.chosen)
 
     def describe(self) -> None:
         """Write what the leaderboard is made by."""
@@ -129,9 +142,11 @@ class Workspace:
             Whether the row is done; False where another process works on it, and ``wait`` is off.
         """
         place = self.place(run, seed)
-        with cpu_threads(self.threads):
+        with cpu_threads(self.threads_of(run)):
             if not self._train(run, place, wait=wait):
                 return False
+            if wait:
+                self._help(run, place)
             with self._alone(place, JUDGING, wait=wait) as mine:
                 if mine:
                     place.tidy()
@@ -158,7 +173,7 @@ class Workspace:
                 return False
             if place.training() is not None:
                 # Of a process that was killed once training was stored.
-                place.checkpoint.unlink(missing_ok=True)
+                remove(place.checkpoint)
                 if place.lacks_snapshots():
                     why = (
                         f"trained before its snapshots were asked for: delete {place.path} to train it again"
@@ -179,7 +194,7 @@ class Workspace:
         def say() -> None:
             self.show.note(f"{self._title(place)}: waiting for another process, which works on it")
 
-        return row_locked(self.folder, f"{place.run_id}.{what}", wait=wait, waits=say)
+        return row_locked(self.folder, f"{place.run_id}.{what}", wait=wait, waits=say, changes=place.path)
 
     def _adopted(self, place: RunFolder) -> bool:
         device, title = self.data.device, self._title(place)
@@ -200,9 +215,8 @@ class Workspace:
             self.show.note(f"{title}: dense twin of {run.twin.of}: {weights}")
         place.prepare(self.data.device)
         threat = self.plan.threat
-        trainer = Trainer(run, self.data, threat, place.seed, place.checkpoint, self.show, title)
         with contained(f"runs.{title}: training"):
-            trained = trainer.train()
+            trained = train(run, self.data, threat, place.seed, place.checkpoint, self.show, title)
         place.store(trained)
 
     # Judging --------------------------------------------------------------------------------------------
@@ -220,13 +234,40 @@ class Workspace:
             self.show.note(f"{run.label}: refused: {counts['refused']}")
             return
         model = on_device(model, self.data.device)
-        # The run's id names the code that builds the network from its weights.
-        identity = f"{training['weights_sha256']}/{self.dataset.fingerprint}/{place.run_id}"
+        identity = self._identity(place, training)
         what = model, place, self.plan, self.data, self.show
         if self.plan.task.key == "restore":
             judge_restorer(*what, identity=identity, title=self._title(place))
         else:
             judge_network(*what, identity=identity, title=self._title(place), kin=kin)
+
+    def _help(self, run: RunPlan, place: RunFolder) -> None:
+        """Make shards of a row's attacks for as long as another process judges it."""
+        training = place.complete()
+        if self.plan.config.evaluation.shards == 1 or self.plan.task.key != "classify" or training is None:
+            return
+        model: nn.Module | None = None
+        while True:
+            with self._alone(place, JUDGING, wait=False) as mine:
+                if mine:
+                    return
+            model = model or on_device(place.network(**images_of(self.dataset)), self.data.device)
+            helped = help_judging(
+                model,
+                place,
+                self.plan,
+                self.data,
+                self.show,
+                identity=self._identity(place, training),
+                title=f"{self._title(place)} shards",
+                kin=Relatives(find=lambda source: self._find(source, place.seed)),
+            )
+            if not helped:
+                time.sleep(_LOOK_S)
+
+    def _identity(self, place: RunFolder, training: Mapping[str, Any]) -> str:
+        """Names the network that is judged: the run's id names the code that builds it from its weights."""
+        return f"{training['weights_sha256']}/{self.dataset.fingerprint}/{place.run_id}"
 
     def _relatives(self, run: RunPlan, seed: int) -> Relatives:
         """The row's relatives. One that is worked on anyway is trained first; another takes part if it is there."""
@@ -261,3 +302,8 @@ class Workspace:
             lambda: on_device(place.network(**images_of(self.dataset)), self.data.device),
             training["weights_sha256"],
         )
+
+
+def _whole(cpus: float | None) -> int:
+    """Threads for so many processors."""
+    return max(1, int(cpus or 1))

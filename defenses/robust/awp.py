@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import check
-from defenses.base import Defense, Step, prunable
+from defenses.base import Defense, Step, prunable, summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class AWP(Defense):
         weights = [w for w in prunable(s.model).values() if w.is_leaf and w.requires_grad]
         if not weights:
             return
-        gradients = torch.autograd.grad(s.objective(), weights, allow_unused=True)
+        gradients = summed(s, torch.autograd.grad(s.objective(), weights, allow_unused=True))
         pairs = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
         with torch.no_grad():
             self._moved["weights"] = [w for w, _ in pairs]

@@ -360,6 +360,11 @@ class Broken(Defense):
                 f"{type(model).__name__} without any"
             )
 
+    @property
+    def divides(self) -> bool:
+        """Unless the noise is as large as the whole batch's standard deviation."""
+        return self.how != "batch_noise"
+
     def wrap(self, make: Make) -> Make:
         """A factory of the broken network."""
         if self.how == "none":
@@ -383,7 +388,7 @@ class Broken(Defense):
         """Where training looks at the network in eval mode, its noise comes from this defense's own stream."""
         for m in s.model.modules():
             if isinstance(m, BatchNoise | InputNoise):
-                m.noise_source = BatchRandom(s.generator)
+                m.noise_source = BatchRandom(s.generator, part=s.part)
 
     def deploy(self, model: nn.Module) -> nn.Module:
         """The model itself; one with noise is copied, so that its source is free to be bound by its judge."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import LATER, Silence, check, noise_from, per_image
-from defenses.base import Log, Step, frozen_statistics
+from defenses.base import Log, Step, frozen_statistics, summed
 from defenses.robust.controller import Controlled
 from defenses.robust.draws import BatchRandom
 
@@ -136,9 +136,10 @@ class CLIP(Controlled):
         if moving is None:
             return
         scale = self.step_size * self.pairs / (2 * self.memory["lam"])
-        for name, point in zip(("first", "second"), moving, strict=True):
-            assert point.grad is not None, "the loop must call backward() on the loss with the penalty in it"
-            moved = point.detach() + scale * point.grad
+        gradients = summed(s, [point.grad for point in moving])
+        for name, point, gradient in zip(("first", "second"), moving, gradients, strict=True):
+            assert gradient is not None, "the loop must call backward() on the loss with the penalty in it"
+            moved = point.detach() + scale * gradient
             self.memory[name] = moved.clamp(0, 1) if self.box else moved
 
     def end_epoch(self, s: Step) -> Log:

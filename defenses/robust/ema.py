@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.base import GeneratorNoise, check, noise_from
-from defenses.base import Defense, Step
+from defenses.base import Defense, Step, gathered
 
 RAMP = 10  # the decay after t steps is at most (1 + t) / (RAMP + t), so that the first weights are soon forgotten
 
@@ -86,7 +86,7 @@ class EMA(Defense):
             self._seen["minibatches"] = []
         seen = self._seen.setdefault("minibatches", [])
         if s.minibatch >= s.steps_per_epoch - self.minibatches:
-            seen.append(s.x)
+            seen.append(gathered(s, s.x))
 
 
 def _renew_statistics(model: nn.Module, minibatches: list[Tensor]) -> None:

@@ -184,6 +184,11 @@ class EnResNet(Defense):
                 f"follows each of them, got {type(model).__name__} without any"
             )
 
+    @property
+    def divides(self) -> bool:
+        """Unless the noise is as large as the whole batch's standard deviation."""
+        return self.noise == 0 or self.scale == "sample"
+
     def wrap(self, make: Make) -> Make:
         """A factory of the ensemble: ``make`` is called once per member."""
 
@@ -199,7 +204,7 @@ class EnResNet(Defense):
         """In training the noise comes from this defense's own stream."""
         for m in s.model.modules():
             if isinstance(m, Noise):
-                m.noise_source = BatchRandom(s.generator)
+                m.noise_source = BatchRandom(s.generator, part=s.part)
 
     def deploy(self, model: nn.Module) -> nn.Module:
         """A copy whose noise source is free to be bound by whoever judges it."""

@@ -71,7 +71,7 @@ class MART(Attacking):
         share, attack, x = self.grown(s), self.attack(), s.x
         if attack.step_size is not None:
             attack = dataclasses.replace(attack, step_size=share * attack.step_size)
-        threat, random = scaled(self.threat(s.threat), share), BatchRandom(s.generator, len(x))
+        threat, random = scaled(self.threat(s.threat), share), BatchRandom(s.generator, len(x), s.part)
         start = x + self.start_noise * random.normal(x)
         self._now["x"] = x
         with quick_copy(s) as network:

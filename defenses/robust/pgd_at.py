@@ -77,7 +77,7 @@ class PGDAT(Attacking):
         share = self.grown(s)
         if attack.step_size is not None and share < 1:
             attack = dataclasses.replace(attack, step_size=share * attack.step_size)
-        random = BatchRandom(s.generator, len(s.x))
+        random = BatchRandom(s.generator, len(s.x), s.part)
         with attacked(s, self.batch_statistics) as network:
             return _attacked(attack, network, s.x, s.y, scaled(threat, share), random).detach()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks.base import Threat, check, input_gradient
 from attacks.losses import cross_entropy
-from defenses.base import Log, Precision, Step
+from defenses.base import Log, Precision, Step, gathered
 from defenses.robust.attacking import Attacking, parts, quick_copy, scaled
 from defenses.robust.draws import BatchRandom
 from defenses.robust.overfitting import Alarm
@@ -86,7 +86,7 @@ class SingleStep(Attacking):
         if threat.eps == 0:
             return s.x
         self._remember(s)
-        eps, x, random = scaled(threat, self.grown(s)).eps, s.x, BatchRandom(s.generator, len(s.x))
+        eps, x, random = scaled(threat, self.grown(s)).eps, s.x, BatchRandom(s.generator, len(s.x), s.part)
         start = self.start(x, eps, random)
         with quick_copy(s, self._precision, self.batch_statistics) as network:
             gradient = torch.cat(
@@ -117,7 +117,7 @@ class SingleStep(Attacking):
             self._looked_at["images"] = []
         images = self._looked_at.setdefault("images", [])
         if sum(len(y) for _, y in images) < self.alarm_images:
-            images.append((s.x, s.y))
+            images.append((gathered(s, s.x), gathered(s, s.y)))
 
 
 def _warning(s: Step, threat: Threat, log: Log) -> str:

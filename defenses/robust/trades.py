@@ -83,7 +83,11 @@ class TRADES(Attacking):
 
     def _worst(self, s: Step) -> Tensor:
         share = self.grown(s)
-        threat, random, x = scaled(self.threat(s.threat), share), BatchRandom(s.generator, len(s.x)), s.x
+        threat, random, x = (
+            scaled(self.threat(s.threat), share),
+            BatchRandom(s.generator, len(s.x), s.part),
+            s.x,
+        )
         alpha = 2.5 * threat.eps / self.steps if self.step_size is None else share * self.step_size
         with quick_copy(s) as network:
             with torch.no_grad():

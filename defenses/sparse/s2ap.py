@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import check
-from defenses.base import Step
+from defenses.base import Step, summed
 from defenses.sparse.hydra import Hydra
 
 
@@ -46,7 +46,7 @@ class S2AP(Hydra):
         if not self.searching or self.gamma == 0 or s.epoch < self.warm_up or s.objective is None:
             return
         scores, weights = list(self.memory["scores"].values()), self.weights_of(s.model)
-        found = torch.autograd.grad(s.objective(), weights, allow_unused=True)
+        found = summed(s, torch.autograd.grad(s.objective(), weights, allow_unused=True))
         gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
         self._found["points"] = self.worst(scores, self.score_gradients(gradients, scores))
         self.put(s.model, self._found["points"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from robustbench_sparse.certificate.subject import Found, NoGradients, Subject
 from robustbench_sparse.certificate.unharmed import unharmed
 from robustbench_sparse.config.protocol import CERTIFICATE
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation.fences import remove, remove_tree
 from robustbench_sparse.foundation.files import (
     load_weights,
     read_json,
@@ -95,7 +95,7 @@ def certify(
         return dict(read_json(path))
     asked = {**full_key, "seconds": seconds}
     if not (state / "key.json").is_file() or read_json(state / "key.json") != asked:
-        shutil.rmtree(state, ignore_errors=True)
+        remove_tree(state)
         write_json(state / "key.json", asked)
     spending = None if seconds is None else _spending(state, subject, seconds, prices)
     unmade = {} if spending is None else spending.left_out
@@ -112,7 +112,7 @@ def certify(
             # The adversarials first: findings count what is stored.
             save_weights(state / f"{len(done):02d}.safetensors", _tensors(subject.found))
             write_json(state / "findings.json", {"by": subject.found.by, "checks": done})
-            (state / f"{len(done) - 1:02d}.safetensors").unlink(missing_ok=True)
+            remove(state / f"{len(done) - 1:02d}.safetensors")
             task.advance(1)
     finally:
         task.close()
@@ -132,7 +132,7 @@ def certify(
     with Seals(folder).renewing(*names.CERTIFIED):
         _write_found(folder, subject)
         write_json(path, certificate)
-    shutil.rmtree(state, ignore_errors=True)
+    remove_tree(state)
     return certificate
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.config.schema import Level
 from robustbench_sparse.engine.autotune import Speed, prices
 from robustbench_sparse.engine.fast import FastNetwork
+from robustbench_sparse.foundation.fences import remove_tree
 from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.judging.judge import Judge
 from robustbench_sparse.judging.relatives import Relatives
@@ -67,7 +67,7 @@ class Examination:
 
     def tidy(self) -> None:
         """Remove what a process left that was killed once the certificate was stored."""
-        shutil.rmtree(self.judge.run / names.EXAMINING, ignore_errors=True)
+        remove_tree(self.judge.run / names.EXAMINING)
 
     def make(self) -> None:
         """Run the checks that are not stored yet; outcomes are there."""

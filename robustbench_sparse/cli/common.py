@@ -65,6 +65,15 @@ def guarded(verb: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def located(text: str) -> Path:
+    """A folder, or the verified copy of what was pushed to the place elsewhere that a URL names."""
+    if "://" not in text:
+        return Path(text)
+    from robustbench_sparse.remote.reading import local
+
+    return local(text)
+
+
 def check_format(form: str, known: Sequence[str] = FORMATS) -> None:
     """UserError for an unknown format of tables."""
     if form not in known:

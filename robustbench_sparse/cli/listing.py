@@ -23,7 +23,7 @@ TABLES = {
 
 
 def lines_of(kind: str, configs: Path = Path("configs")) -> list[str]:
-    """Name, one line and settings of everything of a kind; every suite; or every benchmark file below ``configs``.
+    """Name, one line and settings of everything of a kind; every suite, network of the zoo, or file below ``configs``.
 
     Raises:
         UserError: when there is no such kind, or no benchmark file.
@@ -32,8 +32,10 @@ def lines_of(kind: str, configs: Path = Path("configs")) -> list[str]:
         return _configs(configs)
     if kind == "suites":
         return _suites()
+    if kind == "zoo":
+        return _zoo()
     if kind not in TABLES:
-        known = [*TABLES, "suites", "configs"]
+        known = [*TABLES, "suites", "zoo", "configs"]
         raise UserError(
             f"list: nothing of the kind {kind!r}{near(kind, known)}; there are: {', '.join(known)}"
         )
@@ -60,6 +62,23 @@ def _suites() -> list[str]:
             f"    at most {gradients:,} gradient passes and {queries:,} queries per image".replace(",", " ")
         )
     lines.append("On a network that is random at inference each gradient pass is taken eot times.")
+    return lines
+
+
+def _zoo() -> list[str]:
+    """Each network's name with what was measured of it."""
+    from robustbench_sparse.zoo import list_models
+
+    lines = []
+    for row in list_models().to_dict("records"):
+        rates = ", ".join(
+            f"{rate} {row[rate]:.1f} % [{row[f'{rate}_lo']:.1f}, {row[f'{rate}_hi']:.1f}]"
+            for rate in ("clean", "robust")
+        )
+        lines.append(f"zoo:{row['name']}: {rates} at {row['threat']} {row['eps']:.4g}; {row['verdict']}")
+        size = f"{row['nonzero_parameters']} of {row['parameters']} parameters are not zero"
+        fewer = "" if row["robust_images"] == row["images"] else f" ({row['robust_images']} for robust)"
+        lines.append(f"    {row['dataset']}, {row['images']} images{fewer}; {size}; protocol {row['protocol']}")
     return lines
 
 

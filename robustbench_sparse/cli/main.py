@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse.cli import plotting, quantising, reading, sparsity, studies
+from robustbench_sparse.cli import plotting, pushing, quantising, reading, sparsity, studies
 from robustbench_sparse.cli.common import (
     Changes,
     DataRoot,
     TrustPlugins,
     check_format,
     guarded,
+    located,
     modules_of,
     radius,
 )
@@ -125,6 +126,17 @@ def run(
     jobs: Annotated[
         str, typer.Option(metavar="N", help="Rows side by side at most; auto: what cores and memory allow.")
     ] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Where rows are worked on: local (this machine), ray or slurm.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of --backend ray: local starts it here, auto finds the cluster of this machine, or HOST:PORT.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
@@ -146,7 +158,9 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
       robustbench-sparse run configs/mnist_clip.yaml --jobs 4
+      robustbench-sparse run configs/mnist_clip.yaml --backend ray --ray-address auto
     """
+    from robustbench_sparse.backends import backend_of
     from robustbench_sparse.benchmark import run_benchmark
 
     chosen = _numbers(seeds)
@@ -167,7 +181,7 @@ def run(
             limit=limit,
             variant=variant,
             replace=replace,
-            jobs=_jobs(jobs),
+            backend=backend_of(backend, jobs=_jobs(jobs), ray_address=ray_address),
             show=show,
         )
     from robustbench_sparse.reporting.leaderboard import aggregate
@@ -186,7 +200,8 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, a shrunk network's file, or package.module:factory.", show_default=False
+            help="A run's folder, zoo:NAME, a shrunk network's file, or package.module:factory.",
+            show_default=False,
         ),
     ],
     dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
@@ -217,6 +232,8 @@ def evaluate(
 ) -> None:
     """Attack one network, trained here or elsewhere. Without attacks or a suite: the suite standard.
 
+    A network of the zoo is attacked as its record says, and then held against it.
+
     Networks take images in 0..1 of shape (B, C, H, W) and return logits.
     A file of weights is read without running any code in it. A clean accuracy
     near chance, or far below --expect-clean, stops before anything is attacked.
@@ -224,6 +241,7 @@ def evaluate(
     \b
     Examples:
       robustbench-sparse evaluate results/quickstart/runs/pgd_at-s0-1a2b3c4d
+      robustbench-sparse evaluate zoo:mnist/lenet-trades --limit 500
       robustbench-sparse evaluate mynets:resnet --weights net.safetensors \\
           --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000 \\
           --expect-clean 84.3
@@ -243,7 +261,7 @@ def evaluate(
             weights=weights,
             dataset=dataset,
             attacks=None if attacks is None else [a.strip() for a in attacks.split(",") if a.strip()],
-            suite=suite or "standard",
+            suite=suite,
             norm=norm,
             eps=chosen,
             seed=seed,
@@ -261,6 +279,13 @@ def evaluate(
             show=show,
         )
     _print([table], form)
+    if target.startswith("zoo:") and not any((dataset, attacks, suite, norm, eps)):
+        from robustbench_sparse.zoo import against_record
+
+        lines, agrees = against_record(table, target)
+        typer.echo("\n".join(["", *lines]), err=True)
+        if not agrees:
+            raise typer.Exit(1)
     _exit_with_gaps(table.tail(1))
 
 
@@ -268,7 +293,10 @@ def evaluate(
 @guarded
 def leaderboard(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or results.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DIR", help="results/<benchmark>, results, or where they were pushed.", show_default=False
+        ),
     ],
     form: Format = "table",
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Largest numbers first.")] = None,
@@ -286,12 +314,13 @@ def leaderboard(
       robustbench-sparse leaderboard results/quickstart --sort worst --seeds
       robustbench-sparse leaderboard results/mnist_robust_sparse --only 'pgd_at+*_95' --seeds
       robustbench-sparse leaderboard results --format markdown > table.md
+      robustbench-sparse leaderboard s3://bucket/tables/quickstart
     """
     check_format(form)
     from robustbench_sparse.reporting.leaderboard import aggregate, tabulate_all
     from robustbench_sparse.reporting.tables import sort_by
 
-    tables = [aggregate(table) if seeds else table for table in tabulate_all(folder, only or ())]
+    tables = [aggregate(table) if seeds else table for table in tabulate_all(located(folder), only or ())]
     _print([sort_by(table, sort) for table in tables], form)
 
 
@@ -327,7 +356,7 @@ def list_(
 
 for _verb in (
     reading.check, reading.compare, reading.explain, reading.curve, reading.history,
-    sparsity.sparsity, sparsity.shrink, quantising.quantise, plotting.plot, studies.study,
+    sparsity.sparsity, sparsity.shrink, quantising.quantise, plotting.plot, studies.study, pushing.push,
 ):  # fmt: skip
     app.command()(guarded(_verb))
 

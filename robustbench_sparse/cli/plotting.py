@@ -19,7 +19,9 @@ def plot(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN...", help="Folders of runs; results/<benchmark> for all of its.", show_default=False
+            metavar="RUN...",
+            help="Folders of runs; results/<benchmark> for all of its; for tradeoff, tables.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -45,7 +47,7 @@ def plot(
         str | None, typer.Option(help="After so many epochs, as in 0,5,20.", show_default=False)
     ] = None,
     x: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A setting, as in lam.", show_default=False)
+        str | None, typer.Option(metavar="KEY", help="A setting, as in lam; or a column.", show_default=False)
     ] = None,
     y: Annotated[
         list[str] | None,
@@ -73,6 +75,8 @@ def plot(
           --y channel_sparsity --y pgd -o path.svg
       robustbench-sparse plot features RUN --epochs 0,5,20 -o features.png
       robustbench-sparse plot widths results/mine --only autoencoder -o w.pdf
+      robustbench-sparse plot tradeoff results/mine --x nonzero_parameters \\
+          --y pgd20 -o tradeoff.svg
     """
     from robustbench_sparse.reporting.figures.making import built, lines_of, make
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_sparse.cli.common import check_format, radius
+from robustbench_sparse.cli.common import check_format, located, radius
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.texts import printable_lines, to_csv
 
@@ -20,7 +20,10 @@ Plot = Annotated[
 
 def check(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="results/<benchmark>, or a CSV.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DIR", help="results/<benchmark>, a CSV, or where it was pushed.", show_default=False
+        ),
     ],
     against: Annotated[Path, typer.Option(metavar="CSV", help="The reference.", show_default=False)],
 ) -> None:
@@ -36,7 +39,7 @@ def check(
     """
     from robustbench_sparse.reporting import reference
 
-    differences = reference.check(folder, against)
+    differences = reference.check(located(folder), against)
     if differences:
         typer.echo(reference.text_of(differences))
         raise typer.Exit(1)
@@ -44,8 +47,8 @@ def check(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run's folder.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one's.", show_default=False)],
     attack: Annotated[
         str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
     ] = None,
@@ -60,22 +63,25 @@ def compare(
     Examples:
       robustbench-sparse compare results/quickstart/runs/A results/quickstart/runs/B
       robustbench-sparse compare RUN_A RUN_B --attack worst
+      robustbench-sparse compare RUN_A s3://bucket/tables/quickstart/runs/B
       robustbench-sparse compare RUN_A RUN_B --format csv > flips.csv
     """
     check_format(form, ("table", "csv"))
     from robustbench_sparse.reporting import comparison
 
-    table = comparison.compare_runs(first, second, attack)
+    table = comparison.compare_runs(located(first), located(second), attack)
     if form == "csv":
         sys.stdout.write(to_csv(table))
         if table.attrs["note"]:
             typer.echo(table.attrs["note"], err=True)
     else:
-        sys.stdout.write(comparison.text_of(table, str(first), str(second)))
+        sys.stdout.write(comparison.text_of(table, first, second))
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's folder, or where it was pushed.", show_default=False)
+    ],
     failed: Annotated[bool, typer.Option("--failed", help="Only the checks that failed.")] = False,
 ) -> None:
     """Say why a row's numbers can or cannot be believed: every check of its certificate.
@@ -92,13 +98,16 @@ def explain(
     from robustbench_sparse.reporting.explain import explain as why
     from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
 
-    check_run_folder(run)
-    text = why(run, read_manifest(run.absolute().parent.parent), failed_only=failed)
+    folder = located(run)
+    check_run_folder(folder)
+    text = why(folder, read_manifest(folder.absolute().parent.parent), failed_only=failed)
     sys.stdout.write(printable_lines(text))
 
 
 def curve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's folder, or where it was pushed.", show_default=False)
+    ],
     attack: Annotated[
         str, typer.Option(metavar="LABEL", help="A minimum-norm attack, such as cw.", show_default=False)
     ],
@@ -123,7 +132,7 @@ def curve(
     radii = None if eps is None else [radius(part.strip()) for part in eps.split(",")]
     from robustbench_sparse.reporting import curve as curves
 
-    table = curves.curve(run, attack, radii)
+    table = curves.curve(located(run), attack, radii)
     if plot is not None:
         curves.plot(table, plot)
     if form == "csv":
@@ -135,7 +144,12 @@ def curve(
 
 
 def history(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="results/<benchmark>.", show_default=False)],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="results/<benchmark>, or where it was pushed.", show_default=False
+        ),
+    ],
     only: Annotated[
         list[str] | None, typer.Option(metavar="RUN", help="This run only; may be repeated.")
     ] = None,
@@ -160,12 +174,13 @@ def history(
         raise UserError(f"--{'layers' if layers else 'seeds'}: expected --format csv with it, got {form}")
     from robustbench_sparse.reporting import history as histories
 
-    found = histories.collect(folder, only or (), layers=layers)
+    home = located(folder)
+    found = histories.collect(home, only or (), layers=layers)
     means = histories.over_seeds(found)
     if plot is not None:
         if layers:
             raise UserError("--plot: expected no --layers with it")
-        histories.plot(means, plot, folder.absolute().name)
+        histories.plot(means, plot, home.absolute().name)
     if form == "csv":
         table = found if seeds else means
         sys.stdout.write(to_csv(table, "%.8g"))

@@ -14,7 +14,7 @@ TargetName = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A run's folder, a shrunk network's file, or package.module:factory.",
+        help="A run's folder, zoo:NAME, a shrunk network's file, or package.module:factory.",
         show_default=False,
     ),
 ]

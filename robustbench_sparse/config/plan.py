@@ -78,7 +78,9 @@ class StagePlan:
     def record(self) -> Entry:
         """Everything that determines the stage's numbers, as plain values."""
         return {
-            **self.config.model_dump(exclude={"snapshots"}),
+            **self.config.model_dump(
+                exclude={"snapshots", *(["devices"] if self.config.devices == 1 else [])}
+            ),
             "optimizer": {"name": self.config.optimizer["name"], **settings_of(self.optimizer)},
             "schedule": {"name": self.config.schedule["name"], **settings_of(self.schedule)},
         }
@@ -150,6 +152,11 @@ class RunPlan:
         return any(d.build().sparsifies for d in self.defenses) or any(
             s.optimizer.sparsifies for s in self.stages
         )
+
+    @property
+    def devices(self) -> int:
+        """Processes that train the network."""
+        return max((stage.config.devices for stage in self.stages), default=1)
 
     def snapshots(self) -> list[tuple[int, int]]:
         """Of each network that is kept on the way: its stage, and the epochs passed in it."""

@@ -71,6 +71,8 @@ class EvaluationConfig(_Strict):
             (about a minute for a small network) or ``full``.
         certificate_seconds: the time that the certificate may plan with, spent on the most telling checks first; it
             says which it left out. None means all checks.
+        shards: parts of the test images of every attack that processes without a row may work on; 1: a row is one
+            process's alone. It changes no number.
     """
 
     batch_size: Annotated[int, Field(gt=0, le=MOST_IMAGES)] | Literal["auto"] = "auto"
@@ -81,6 +83,7 @@ class EvaluationConfig(_Strict):
     limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
     certificate: Level = "off"
     certificate_seconds: int | None = Field(None, gt=0, le=MOST_SECONDS)
+    shards: int = Field(1, gt=0, le=10_000)
 
     @model_validator(mode="after")
     def _seconds_of_a_certificate(self) -> EvaluationConfig:
@@ -114,6 +117,9 @@ class StageConfig(_Strict):
         precision: ``bf16`` runs forward passes, and attacks in training, under bfloat16 autocast; judging is always
             float32.
         compile: ``on`` compiles both. Like the precision it changes the numbers, and so belongs to the run's id.
+        devices: processes that train the network, each on its part of every minibatch, whose size stays ``batch_size``;
+            on GPUs one each, on a CPU they share the threads. The same in all stages. More than 1 belongs to the run's
+            id: numbers differ by rounding.
     """
 
     epochs: int = Field(..., gt=0, le=1_000_000)
@@ -126,6 +132,7 @@ class StageConfig(_Strict):
     snapshots: list[int] = Field([], max_length=1000)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["on", "off"] = "off"
+    devices: int = Field(1, gt=0, le=1024)
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod
@@ -138,6 +145,32 @@ class StageConfig(_Strict):
         if len(set(snapshots)) != len(snapshots) or any(passed < 0 for passed in snapshots):
             raise ValueError("expected different whole numbers >= 0")
         return snapshots
+
+
+class ResourcesConfig(_Strict):
+    """What one row takes of a machine while it is trained and judged; no part of the run's id.
+
+    Attributes:
+        cpus: processors; also the threads that a row computes with, unless ``threads`` says otherwise. None: as many as
+            it has threads.
+        gpus: graphics processors, whole ones or a part of one.
+        memory: GiB; None asks for nothing.
+        minutes: the time that SLURM gives a job, after which it is queued again and goes on; None: the default there.
+        slurm: what else ``sbatch`` is told, as in ``{partition: gpu, account: mine}``.
+    """
+
+    cpus: float | None = Field(None, gt=0, le=1024)
+    gpus: float = Field(0, ge=0, le=1024)
+    memory: float | None = Field(None, gt=0, le=1_000_000)
+    minutes: int | None = Field(None, gt=0, le=1_000_000)
+    slurm: dict[str, str | int] = {}
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _whole_or_a_part(cls, count: float | None) -> float | None:
+        if count is not None and count > 1 and count != int(count):
+            raise ValueError("expected a whole number, or a part of one")
+        return count
 
 
 class TwinConfig(_Strict):
@@ -163,6 +196,7 @@ class RunConfig(_Strict):
     defenses: list[str | Entry] = []
     train: Entry = {}
     dense_twin: str | TwinConfig | None = None
+    resources: ResourcesConfig = ResourcesConfig()
 
 
 class PublishedConfig(_Strict):
@@ -193,6 +227,7 @@ class BenchmarkConfig(_Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: list[int] = Field([0], min_length=1, max_length=10_000)
     threads: int | None = Field(None, gt=0, le=1024)
+    resources: ResourcesConfig = ResourcesConfig()
     model: str | Entry | None = None
     train: Entry
     runs: dict[str, RunConfig] = Field(..., min_length=1)
@@ -212,6 +247,11 @@ class BenchmarkConfig(_Strict):
         if max(seeds) >= 2**31:
             raise ValueError("expected whole numbers below 2^31")
         return seeds
+
+    def resources_of(self, label: str) -> ResourcesConfig:
+        """What a row takes: its own ``resources`` where it has them, else those of all rows."""
+        own = self.runs[label].resources if label in self.runs else ResourcesConfig()
+        return self.resources.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
 
 class NetworkConfig(BenchmarkConfig):

@@ -26,23 +26,28 @@ class Augment:
     def __post_init__(self) -> None:
         check(self.crop >= 0, "crop", "an integer >= 0", self.crop)
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, of: int | None = None, first: int = 0
+    ) -> Tensor:
         """Augment images (B, C, H, W) of any type.
 
         Args:
             x: the images; returned as they are when both settings are off, and then nothing is drawn.
             generator: on the CPU, so that every device sees the same crops.
+            of: images that numbers are drawn for; x are those of them from the number ``first`` on. None: x are all.
+            first: the number of the first one.
 
         Returns:
             Images of the same shape and type.
         """
         batch, channels, height, width = x.shape
+        of, mine = batch if of is None else of, slice(first, first + batch)
         rows = torch.arange(height).expand(batch, -1)
         columns = torch.arange(width).expand(batch, -1)
         if self.crop > 0:
-            offsets = torch.randint(2 * self.crop + 1, (2, batch, 1), generator=generator)
+            offsets = torch.randint(2 * self.crop + 1, (2, of, 1), generator=generator)[:, mine]
         if self.flip:
-            mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+            mirrored = torch.rand(of, 1, generator=generator)[mine] < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         if self.crop > 0:
             x = F.pad(x, (self.crop,) * 4)

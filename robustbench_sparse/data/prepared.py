@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -81,6 +82,14 @@ class PreparedData:
     def bytes(self) -> int:
         """Of all its images."""
         return sum(x.numel() * x.element_size() for x in self._x.values())
+
+    def moved(self, device: torch.device | str) -> PreparedData:
+        """The same images on another device; on the same one they are shared."""
+        twin = copy.copy(self)
+        twin.device = torch.device(device)
+        twin._x = {split: x.to(device) for split, x in self._x.items()}
+        twin._y = {split: y.to(device) for split, y in self._y.items()}
+        return twin
 
     def count(self, split: Split) -> int:
         """Number of images of a part."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from robustbench_sparse.foundation import fences
 from robustbench_sparse.foundation.errors import UserError, one_line, shown
 
 _PICKLED = 1 << 28  # bytes of an old torch file in which its structure is looked for
@@ -29,6 +30,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         UserError: the disk is full, or the folder cannot be made or written; ``path`` is as it was.
+        LeaseLost: what the path belongs to was taken over by another process.
     """
     try:
         _write(path, write)
@@ -37,9 +39,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    place = fences.place_of(path)
+    fences.check_held(path, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of a long name only the end: with the prefix it must still be a name that the system takes.
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name[-40:]}.", suffix=".tmp", dir=path.parent)
+    prefix = f"{TEMPORARY}{path.name[-40:]}."
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=place or path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             # mkstemp makes files private; results are as readable as any other file of the user's.
@@ -47,7 +52,7 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        fences.move(Path(name), path, place)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -36,7 +36,7 @@ from robustbench_sparse.foundation.files import plain
 from robustbench_sparse.foundation.progress import Progress
 from robustbench_sparse.judging.fresh import Fresh
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.outcome_store import JudgesBatch, OutcomeStore, Wanted
+from robustbench_sparse.runs.outcome_store import Batch, JudgesBatch, OutcomeStore, Wanted
 from robustbench_sparse.runs.outcomes import UNDECIDED, unchanged
 from robustbench_sparse.runs.provenance import code_of
 
@@ -87,12 +87,14 @@ class JudgeSettings:
         batch_size: images attacked at once; changes no results but those of attacks that depend on the batch.
         draws: passes a random network's verdict is averaged over.
         precision: of the network that is attacked; verdicts are float32's.
+        shards: parts of an outcome that other processes may make, see ``Judge.help``; changes no results.
     """
 
     seed: int
     batch_size: int = 256
     draws: int = 10
     precision: Precision = "fp32"
+    shards: int = 1
 
 
 class Judge:
@@ -128,7 +130,7 @@ class Judge:
         self.model, self.data, self.settings = model, data, settings
         self.identity, self.show, self.title = identity, show, title
         self.run = run
-        self.store = OutcomeStore(run, settings.batch_size, show, title)
+        self.store = OutcomeStore(run, settings.batch_size, show, title, settings.shards)
         self.stochastic = is_stochastic(model)
         self.draws = settings.draws if self.stochastic else 1
 
@@ -182,6 +184,27 @@ class Judge:
 
     def attack(self, plan: AttackPlan) -> pd.DataFrame:
         """Verdicts under one attack, one row per image; ``docs/results_format.md`` has the columns."""
+        return self.store.collect(
+            self._wanted(plan), self._batches, self.data.count("test"), self._attacks_batch(plan)
+        )
+
+    def help(self, plans: Iterable[AttackPlan]) -> bool:
+        """Make shards of the attack that another process has at work; whether there was one that nobody was at."""
+        total = self.data.count("test")
+        found = [
+            self.store.help(self._wanted(plan), self._batches, total, self._attacks_batch(plan))
+            for plan in plans
+            if self.has_shards([plan])
+        ]
+        return any(found)
+
+    def has_shards(self, plans: Iterable[AttackPlan]) -> bool:
+        """Whether another process has one of these attacks at work."""
+        begun = any(self.store.is_begun(self._wanted(plan)) for plan in plans)
+        return begun and self.store.is_done(names.CLEAN, self.key(None))
+
+    def _attacks_batch(self, plan: AttackPlan) -> JudgesBatch:
+        """What makes the records of a batch under one attack."""
         clean = self.clean().set_index("index")
         by_prediction = plan.attack.reference == "prediction"
 
@@ -205,13 +228,17 @@ class Judge:
                 confirmed(self.stand_in or self.model, self.model, right, attempt)
             return _merged(*tables)
 
+        return judge
+
+    def _wanted(self, plan: AttackPlan) -> Wanted:
         facts = {
             "bounded": plan.attack.bounded,  # whether a candidate outside the ball is a fault, or only a long way
             "minimum_norm": seeks_smallest(
                 plan.attack
             ),  # whether the distances say something about every radius
+            "draws": self.draws,
         }
-        return self._collect(plan.label, self.key(plan), judge, facts)
+        return Wanted(label=plan.label, key=self.key(plan), facts=facts)
 
     def all_done(self, plans: Iterable[AttackPlan]) -> bool:
         """Whether every outcome is stored already."""
@@ -372,8 +399,10 @@ class Judge:
         self, label: str, key: dict[str, Any], judge: JudgesBatch, facts: dict[str, bool]
     ) -> pd.DataFrame:
         wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
-        batches = self.data.ordered("test", self.settings.batch_size)
-        return self.store.collect(wanted, batches, self.data.count("test"), judge)
+        return self.store.collect(wanted, self._batches, self.data.count("test"), judge)
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.data.ordered("test", self.settings.batch_size)
 
 
 @contextlib.contextmanager

@@ -176,5 +176,9 @@ class RestorationJudge:
         self, label: str, key: dict[str, Any], judge: JudgesBatch, facts: dict[str, bool]
     ) -> pd.DataFrame:
         wanted = Wanted(label=label, key=key, facts={**facts, "draws": self.draws})
-        batches = fixed_pairs(self.task, self.data, "test", self.settings.batch_size)
-        return self.store.collect(wanted, batches, self.data.count("test"), judge)
+        return self.store.collect(
+            wanted,
+            lambda: fixed_pairs(self.task, self.data, "test", self.settings.batch_size),
+            self.data.count("test"),
+            judge,
+        )

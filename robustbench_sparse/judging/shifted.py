@@ -54,8 +54,9 @@ class ShiftedJudge:
 
         data, settings = self.judge.data, self.judge.settings
         wanted = Wanted(label=plan.label, key=self.key(plan), facts={"draws": self.judge.draws})
-        batches = data.ordered("test", settings.batch_size)
-        return self.judge.store.collect(wanted, batches, data.count("test"), judge)
+        return self.judge.store.collect(
+            wanted, lambda: data.ordered("test", settings.batch_size), data.count("test"), judge
+        )
 
     def _part(self, plan: ShiftPlan, index: Tensor, x: Tensor, y: Tensor) -> pd.DataFrame:
         seed = self.judge.settings.seed

@@ -32,6 +32,7 @@ from robustbench_sparse.engine.autotune import known
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_as
 from robustbench_sparse.reporting.ranks import rank
+from robustbench_sparse.reporting.stored import is_stored, read_leaderboard
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.evidence import NOT_CHECKED, worst_verdict
 from robustbench_sparse.runs.manifest import read_manifest
@@ -153,14 +154,24 @@ def _chosen(folder: Path, manifest: Mapping[str, Any], only: Sequence[str]) -> l
 def tabulate_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
 
+    Where nothing is left to count a table from, the leaderboard that was written stands for it, see ``stored``.
+
+    Args:
+        folder: a benchmark's, one of several, or a ``leaderboard.csv`` itself.
+        only: see ``tabulate``.
+
     Raises:
         UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
     """
+    if is_stored(folder):
+        return [read_leaderboard(folder, only)]
     if (folder / names.BENCHMARK).is_file():
         return [tabulate(folder, only)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = [tabulate(path.parent, only) for path in sorted(folder.glob(f"*/{names.BENCHMARK}"))]
+    tables = (names.BENCHMARK, names.LEADERBOARD)
+    places = sorted({path.parent for name in tables for path in folder.glob(f"*/{name}")})
+    found = [read_leaderboard(p, only) if is_stored(p) else tabulate(p, only) for p in places]
     if not found:
         raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
     return found

@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from robustbench_sparse.config.columns import BELIEF, IDENTITY, PUBLISHED, SECONDS, SPARSITIES, TRAIN
-from robustbench_sparse.foundation.errors import UserError, one_line, shown
+from robustbench_sparse.foundation.errors import UserError, shown
 from robustbench_sparse.foundation.intervals import difference, wilson
-from robustbench_sparse.foundation.texts import csv_text, printable
+from robustbench_sparse.foundation.texts import printable
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.reporting.render import from_rows, to_text
+from robustbench_sparse.reporting.stored import numbers_in, read_csv
 from robustbench_sparse.sparsity.claims import POINTS
 
 _EQUAL = ("parameters", "macs")
@@ -80,7 +81,7 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
         bounds = None if column in (*SPARSITIES, *_EQUAL) else (0, 100)
         for table, source in ((wanted, name), (found, ours)):
             if column in table.columns:
-                table[column] = _numbers(table[column], source, bounds, "percentages in [0, 100]")
+                table[column] = numbers_in(table[column], source, bounds, "percentages in [0, 100]")
     out: list[Difference] = []
     for _, row in wanted.iterrows():
         rows = found
@@ -178,7 +179,7 @@ def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         table = source
     else:
-        table = tabulate(source) if source.is_dir() else _read(source)
+        table = tabulate(source) if source.is_dir() else read_csv(source)
     means = {c: c.removesuffix("_mean") for c in table.columns if c.endswith("_mean")}
     spreads = [f"{column}_std" for column in means.values()]
     out: pd.DataFrame = table.rename(columns=means).drop(columns=[c for c in spreads if c in table.columns])
@@ -194,7 +195,7 @@ def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
         out["seed"] = _seeds(out["seed"], name)
     for column in ("n", "worst_n"):
         if column in out.columns:
-            out[column] = _numbers(out[column], name, (1, 2**53), "numbers of images >= 1")
+            out[column] = numbers_in(out[column], name, (1, 2**53), "numbers of images >= 1")
     keys = [key for key in ("benchmark", "run", "seed") if key in out.columns]
     again = out[out.duplicated(keys)]
     if len(again):
@@ -202,39 +203,8 @@ def _table(source: Path | pd.DataFrame, name: str) -> pd.DataFrame:
     return out
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A CSV with the texts as they were before they were made cells."""
-    try:
-        # As it is: what a damaged archive raises is of many kinds.
-        table = pd.read_csv(path, dtype={"run": str}, low_memory=False, compression=None)
-    except (OSError, ValueError) as e:
-        problem = e.strerror if isinstance(e, OSError) else None
-        raise UserError(f"{path}: cannot be read as CSV: {one_line(problem or e)[:200]}") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise UserError(f"{path}: cannot be read as CSV: rows have more cells than the heading")
-    table.columns = pd.Index([csv_text(str(column)) for column in table.columns])
-    if "run" in table.columns:
-        table["run"] = table["run"].map(csv_text, na_action="ignore")
-    out: pd.DataFrame = table
-    return out
-
-
-def _numbers(
-    cells: pd.Series[Any], name: str, bounds: tuple[float, float] | None = None, what: str = ""
-) -> pd.Series[float]:
-    """A column of numbers, some of which may be missing; UserError for anything else, or outside the bounds."""
-    numbers: pd.Series[float] = pd.to_numeric(cells, errors="coerce").astype("float64")
-    bad = cells[numbers.isna() & cells.notna()]
-    if len(bad):
-        raise UserError(f"{name}: column {shown(cells.name)}: expected numbers, got {shown(bad.tolist()[0])}")
-    bad = cells[~(numbers.isna() | numbers.between(*bounds))] if bounds else bad
-    if len(bad):
-        raise UserError(f"{name}: column {shown(cells.name)}: expected {what}, got {shown(bad.tolist()[0])}")
-    return numbers
-
-
 def _seeds(cells: pd.Series[Any], name: str) -> pd.Series[int]:
-    numbers = _numbers(cells, name)
+    numbers = numbers_in(cells, name)
     bad = cells[~(numbers % 1 == 0)]
     if len(bad):
         raise UserError(f"{name}: column 'seed': expected whole numbers, got {shown(bad.tolist()[0])}")

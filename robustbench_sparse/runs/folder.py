@@ -26,6 +26,7 @@ from robustbench_sparse.config.plan import Plan
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.foundation.environment import describe
 from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.fences import remove
 from robustbench_sparse.foundation.files import (
     fill,
     load_weights,
@@ -177,11 +178,11 @@ class RunFolder:
                 write_atomically(self.path / name, functools.partial(table.to_csv, index=False))
             if not trained.diverged:
                 save_weights(self.weights, trained.weights)
-            (self.path / names.LAST).unlink(missing_ok=True)
+            remove(self.path / names.LAST)
             if not trained.diverged and trained.last != trained.selected:
                 save_weights(self.path / names.LAST, trained.last_weights)
             self._write_training(trained, "" if trained.diverged else sha256(self.weights))
-        self.checkpoint.unlink(missing_ok=True)
+        remove(self.checkpoint)
 
     def store_foreign(self) -> None:
         """Say that no training of ours lies behind the network."""

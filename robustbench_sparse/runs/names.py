@@ -28,6 +28,7 @@ LAST = "last.safetensors"  # the last epoch's network, where another was chosen
 TRAINING = "training.json"
 SPARSITY = "sparsity.json"
 SPEED = "speed.json"
+ZOO = "zoo.json"  # of a network that comes with the package: what was measured of it
 RECORD = "files.json"
 OUTCOMES = "outcomes"
 CLEAN = "clean"  # the outcome that no attack was made for

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import pandas as pd
 from torch import Tensor
 
 from robustbench_sparse.foundation.errors import UserError, one_line
+from robustbench_sparse.foundation.fences import LeaseLost, remove_tree
 from robustbench_sparse.foundation.files import read_json, write_atomically, write_json
-from robustbench_sparse.foundation.progress import Progress
+from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.outcomes import UNDECIDED
 from robustbench_sparse.runs.seals import Seals
+from robustbench_sparse.runs.shards import Shards
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, their positions in the data set
+Batches = Callable[[], Iterable[Batch]]  # in order, from the first on, whenever it is asked
 JudgesBatch = Callable[[Tensor, Tensor, Tensor], pd.DataFrame]  # positions, images, labels -> records
 
 
@@ -38,6 +41,37 @@ class Wanted:
     facts: Mapping[str, Any]
 
 
+class _Broken(Exception):
+    """A batch of a shard cannot be made."""
+
+
+@dataclass
+class _Work:
+    """An outcome at work: its batches' files in order, what makes them, and those that the bar has seen."""
+
+    wanted: Wanted
+    paths: list[Path]
+    batches: Batches
+    judge: JudgesBatch
+    task: Task
+    seen: set[Path]
+
+    def make(self, path: Path, batch: Batch) -> pd.DataFrame:
+        """The rows of one batch, written, with the seconds that each image took."""
+        (x, y, index), began = batch, time.perf_counter()
+        table = self.judge(index, x, y)
+        table["seconds"] = (time.perf_counter() - began) / len(table)
+        write_atomically(path, lambda f: table.to_csv(f, index=False))
+        self.see(path, table)
+        return table
+
+    def see(self, path: Path, table: pd.DataFrame) -> None:
+        """Move the bar on, unless it has seen this batch."""
+        if path not in self.seen:
+            self.seen.add(path)
+            self.task.advance(len(table))
+
+
 class OutcomeStore:
     """The outcomes in one run's folder.
 
@@ -46,12 +80,14 @@ class OutcomeStore:
         batch_size: images in one batch; a killed evaluation goes on after its last whole batch.
         show: where progress goes.
         title: the bars' title.
+        shards: parts of an outcome that other processes may make, see ``help``.
     """
 
-    def __init__(self, run: Path, batch_size: int, show: Progress, title: str = "") -> None:
+    def __init__(self, run: Path, batch_size: int, show: Progress, title: str = "", shards: int = 1) -> None:
         self.run, self.batch_size = run, batch_size
         self.show, self.title = show, title
         self.seals = Seals(run)
+        self.shards = Shards.of(run, shards)
 
     def is_done(self, label: str, key: Mapping[str, Any]) -> bool:
         """Whether a whole and valid outcome of this key is stored."""
@@ -63,7 +99,7 @@ class OutcomeStore:
     def collect(
         self,
         wanted: Wanted,
-        batches: Iterable[Batch],
+        batches: Batches,
         total: int,
         judge: JudgesBatch,
     ) -> pd.DataFrame:
@@ -71,7 +107,7 @@ class OutcomeStore:
 
         Args:
             wanted: what it is.
-            batches: the images in order, ``total`` together.
+            batches: gives the images in order, ``total`` together.
             total: how many.
             judge: makes the rows of one batch from positions, images and labels, with a column ``status``. What it
                 raises, but for ``UserError``, ends the outcome: it is ``crashed`` then, and has the rows before.
@@ -80,53 +116,106 @@ class OutcomeStore:
         if self.is_done(label, wanted.key):
             self._forget(label)  # left by a process that was killed once the outcome was stored
             return read_table(self.run / names.verdicts(label))
-        parts = self._begin(wanted)
-        done = sum(path.exists() for path in self._paths(parts, total))
-        task = self.show.start(
-            f"{self.title} {label}".strip(), total, "images", min(done * self.batch_size, total)
-        )
+        self._begin(wanted)
+        work = self._work(wanted, batches, total, judge)
         tables: list[pd.DataFrame] = []
         reason = ""
         try:
-            for path, (x, y, index) in zip(self._paths(parts, total), batches, strict=True):
+            if self.shards is not None:
+                with contextlib.suppress(_Broken):  # in order, below, it is met again
+                    for wait in (False, True):  # what nobody is at; then what those that were have left
+                        self._share(work, wait=wait)
+            for path, batch in zip(work.paths, batches(), strict=True):
                 if path.exists():
                     tables.append(read_table(path))
+                    work.see(path, tables[-1])
                     continue
-                began = time.perf_counter()
                 try:
-                    table = judge(index, x, y)
+                    tables.append(work.make(path, batch))
                 except (UserError, KeyboardInterrupt):
                     raise
                 except BaseException as e:  # what an attack or a network raises is never robustness
                     reason = f"crashed: {type(e).__name__}: {one_line(e)[:200]}"
                     break
-                table["seconds"] = (time.perf_counter() - began) / len(table)
-                write_atomically(path, lambda f, t=table: t.to_csv(f, index=False))  # type: ignore[misc]
-                tables.append(table)
-                task.advance(len(table))
         finally:
-            task.close()
+            work.task.close()
         return self._join(wanted, tables, reason)
+
+    def help(self, wanted: Wanted, batches: Batches, total: int, judge: JudgesBatch) -> bool:
+        """Make shards of an outcome that another process collects; whether there was one that nobody was at.
+
+        Arguments as of ``collect``. What ``judge`` raises ends the help, and is met by the other process, too.
+        """
+        if self.shards is None or not self.is_begun(wanted):
+            return False
+        work = self._work(wanted, batches, total, judge)
+        try:
+            return self._share(work, wait=False)
+        except (_Broken, LeaseLost):
+            return False
+        finally:
+            work.task.close()
+
+    def is_begun(self, wanted: Wanted) -> bool:
+        """Whether a process is collecting this outcome, or was when it was killed."""
+        marker = self.run / names.parts(wanted.label) / "key.json"
+        try:
+            return marker.is_file() and bool(read_json(marker) == self._marked(wanted))
+        except UserError:  # just being removed
+            return False
+
+    def _marked(self, wanted: Wanted) -> dict[str, Any]:
+        return {"key": wanted.key, "batch_size": self.batch_size}
+
+    def _work(self, wanted: Wanted, batches: Batches, total: int, judge: JudgesBatch) -> _Work:
+        parts = self.run / names.parts(wanted.label)
+        paths = [parts / f"{start:06d}.csv" for start in range(0, total, self.batch_size)]
+        seen = {path for path in paths if path.exists()}
+        done = min(len(seen) * self.batch_size, total)
+        task = self.show.start(f"{self.title} {wanted.label}".strip(), total, "images", done)
+        return _Work(wanted, paths, batches, judge, task, seen)
+
+    def _share(self, work: _Work, *, wait: bool) -> bool:
+        """Make every shard that no other process is at, or, on request, has left; whether there was one.
+
+        Raises:
+            _Broken: a batch cannot be made.
+        """
+        assert self.shards is not None
+        found = False
+        for number, shard in enumerate(self.shards.of_batches(work.paths)):
+            if all(path.exists() for path in shard):
+                continue
+            with self.shards.held(work.wanted.label, number, wait=wait) as mine:
+                todo = {path for path in shard if not path.exists()}
+                if not (mine and todo and self.is_begun(work.wanted)):
+                    continue
+                found = True
+                for path, batch in zip(work.paths, work.batches(), strict=True):
+                    if path in todo:
+                        try:
+                            work.make(path, batch)
+                        except (UserError, KeyboardInterrupt):
+                            raise
+                        except BaseException:  # what an attack or a network raises
+                            raise _Broken from None
+        return found
 
     def tidy(self) -> None:
         """Remove what a process left that was killed once an outcome was stored; all outcomes are."""
         for parts in self.run.glob(names.parts("*")):
-            shutil.rmtree(parts, ignore_errors=True)
+            remove_tree(parts)
 
-    def _begin(self, wanted: Wanted) -> Path:
-        """The folder of the batches, emptied where it holds those of another key or size."""
+    def _begin(self, wanted: Wanted) -> None:
+        """Make the folder of the batches, emptied where it holds those of another key or size."""
         parts = self.run / names.parts(wanted.label)
-        marker, now = parts / "key.json", {"key": wanted.key, "batch_size": self.batch_size}
+        marker, now = parts / "key.json", self._marked(wanted)
         if not (marker.exists() and read_json(marker) == now):
-            shutil.rmtree(parts, ignore_errors=True)
+            remove_tree(parts)
             write_json(marker, now)
-        return parts
-
-    def _paths(self, parts: Path, total: int) -> Iterator[Path]:
-        return (parts / f"{start:06d}.csv" for start in range(0, total, self.batch_size))
 
     def _forget(self, label: str) -> None:
-        shutil.rmtree(self.run / names.parts(label), ignore_errors=True)
+        remove_tree(self.run / names.parts(label))
 
     def _join(self, wanted: Wanted, tables: list[pd.DataFrame], reason: str) -> pd.DataFrame:
         """Write the whole table and its account; they count once both are there."""

@@ -16,13 +16,13 @@ from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import fill, load_weights, sha256
-from robustbench_sparse.runs import names
+from robustbench_sparse.runs import names, zoo
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import check_run_folder
 from robustbench_sparse.runs.rebuild import plan_of, stored_plan
 from robustbench_sparse.runs.shrunk_file import load_shrunk, record_of
 
-EXPECTED = "expected a run's folder, a file of robustbench-sparse shrink or package.module:factory"
+EXPECTED = "expected a run's folder, zoo:NAME, a file of robustbench-sparse shrink or package.module:factory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ def resolve_target(
     """Find a network.
 
     Args:
-        target: a run's folder, or the file of weights in one; a file of ``shrink``; a factory
-            ``package.module:function``, called without arguments; or the network.
+        target: a run's folder, or the file of weights in one; ``zoo:NAME``, a network that comes with the package; a
+            file of ``shrink``; a factory ``package.module:function``, called without arguments; or the network.
         weights: file of weights for a factory's network; one of ``shrink`` cuts it to its widths.
         data_root: folder of the data sets; a run knows from its data set which images its network takes.
 
@@ -73,6 +73,10 @@ def resolve_target(
     """
     if isinstance(target, nn.Module):
         return Target(model=target, name=type(target).__name__, identity="module")
+    if str(target).startswith(zoo.PREFIX):
+        if weights is not None:
+            raise UserError("--weights: a network of the zoo has its own weights")
+        return _from_zoo(zoo.find(str(target)))
     path = Path(str(target))
     try:
         path.exists()
@@ -143,6 +147,24 @@ def _from_run(path: Path, data_root: str | Path | None) -> Target:
         eps=plan.threat.eps,
         record={"run": place.facts},
         images=images_of(own),
+        asked=list(training["asked"]),
+    )
+
+
+def _from_zoo(network: zoo.ZooNetwork) -> Target:
+    place = network.place
+    training = place.training()
+    assert training is not None
+    return Target(
+        model=place.network(**network.images),
+        name=network.name,
+        identity=training["weights_sha256"],
+        weights=place.weights,
+        dataset=network.data,
+        norm=network.norm,
+        eps=network.eps,
+        record={"run": place.facts},
+        images=network.images,
         asked=list(training["asked"]),
     )
 

@@ -32,6 +32,10 @@ _WITHOUT_EFFECT = (
     "evaluation.engine",
     "evaluation.batch_size",
     "threads",
+    "resources.cpus",
+    "resources.gpus",
+    "resources.memory",
+    "resources.minutes",
     "source",
 )
 

@@ -15,6 +15,8 @@ from robustbench_sparse.data.bounded import available_memory
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.models.build import build_network, has_weights
+from robustbench_sparse.runs.provenance import is_own
+from robustbench_sparse.training.helpers import check_handed
 
 
 def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> None:
@@ -30,6 +32,7 @@ def check_runs(runs: Sequence[RunPlan], data: PreparedData, threat: Threat) -> N
             raise UserError(f"runs.{run.label}: {one_line(e)}") from None
         _check_batches(run, model, data)
         _check_crops(run, data)
+        _check_devices(run, defenses, model, data)
         if not has_weights(model):
             if run.defenses:
                 raise UserError(f"runs.{run.label}.defenses: expected none for a network without weights")
@@ -55,6 +58,33 @@ def _check_crops(run: RunPlan, data: PreparedData) -> None:
                 f"runs.{run.label}: augment.crop: expected at most the {data.size} pixels of an image's side, "
                 f"got {crop}"
             )
+
+
+def _check_devices(run: RunPlan, defenses: Sequence[Defense], model: nn.Module, data: PreparedData) -> None:
+    """UserError where several processes cannot train this run, or not come to the numbers of one."""
+    devices = run.devices
+    if devices == 1:
+        return
+    there = torch.cuda.device_count() if data.device.type == "cuda" else devices
+    smallest = min(stage.config.batch_size for stage in run.stages)
+    shared = [p.name for p, d in zip(run.defenses, defenses, strict=True) if not _divides(d)]
+    problems: dict[str, object] = {
+        "the same number in all stages": any(stage.config.devices != devices for stage in run.stages),
+        f"at most the {there} GPUs here": devices > there,
+        f"at most the {smallest} images of a minibatch": devices > smallest,
+        "1 with compile: on": any(stage.config.compile == "on" for stage in run.stages),
+        "1 for a network without weights": not has_weights(model),
+        "1 where PyTorch was built without torch.distributed": not torch.distributed.is_available(),
+        f"1 with {shared[0] if shared else ''}, which does not say that it can work on parts of a minibatch": shared,
+    }
+    for expected, there_is in problems.items():
+        if there_is:
+            raise UserError(f"runs.{run.label}: train.devices: expected {expected}, got {devices}")
+    check_handed(run)
+
+
+def _divides(defense: Defense) -> bool:
+    return is_own(type(defense)) if defense.divides is None else defense.divides
 
 
 def _check_optimizers(run: RunPlan, model: nn.Module) -> None:

@@ -30,8 +30,10 @@ from robustbench_sparse.models.build import build_network, has_weights, on_devic
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.counting import count_layers, shares_of
+from robustbench_sparse.training.batch_norm import synchronise
 from robustbench_sparse.training.checkpoint import Checkpoint, Moment
 from robustbench_sparse.training.minibatches import Minibatches
+from robustbench_sparse.training.parallel import Ranks, Several
 from robustbench_sparse.training.validation import Validation, keep
 
 _LOOK_EVERY_S = 1.0
@@ -52,6 +54,8 @@ class Trainer:
         checkpoint: file that holds the state after the last whole epoch.
         show: where progress goes.
         label: the bars' title.
+        ranks: the processes that train together; this one alone by default. All of them get the same arguments, and the
+            first one writes.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class Trainer:
         checkpoint: Path,
         show: Progress,
         label: str = "",
+        ranks: Ranks | None = None,
     ) -> None:
         self.run, self.data, self.threat, self.show = run, data, threat, show
-        self.task = run.task
+        self.task, self.ranks = run.task, ranks or Ranks()
         self.label = label or run.label
         self.streams = Streams(seed)
         self.defenses = [d.build() for d in run.defenses]
@@ -75,9 +80,11 @@ class Trainer:
         classes = self.task.classes(data.classes)
         model = build_network(run.model, self.defenses, data.channels, data.size, classes, seed)
         self.model = on_device(model, data.device)
+        if isinstance(self.ranks, Several):
+            synchronise(self.model, self.ranks)
         self.trained = Trained()
         self.checkpoint = Checkpoint(checkpoint, self.model, self.defenses, self.streams, self.trained)
-        self.minibatches = Minibatches(self.task, data, self.streams)
+        self.minibatches = Minibatches(self.task, data, self.streams, self.ranks)
         self.validation = Validation(data, threat, self.streams, self.task)
         self._config: StageConfig  # of the stage at work
         self._forward: FastTraining
@@ -86,6 +93,7 @@ class Trainer:
         self._validated: FastNetwork | None = None
         self.s = Step(self.model, None, threat, self.streams.get("data"), data.images, fresh=self._fresh)
         self.s.objective = self._objective
+        self.s.part = self.ranks.part
         self.s.tell = lambda line: self.show.note(f"{self.label}: {line}")
 
     # One epoch after another ---------------------------------------------------------------------------
@@ -141,7 +149,9 @@ class Trainer:
                 row = self._epoch(stage, optimizer, schedule, task)
                 self.trained.seconds += time.perf_counter() - began
                 self.trained.history.append(row)
-                self.checkpoint.write(Moment(stage=number, epoch=epoch, step=s.step), optimizer, schedule)
+                self.ranks.align(self.model, self.defenses)
+                if self.ranks.leads:
+                    self.checkpoint.write(Moment(stage=number, epoch=epoch, step=s.step), optimizer, schedule)
         finally:
             task.close()
 
@@ -152,25 +162,28 @@ class Trainer:
         augment = Augment(**config.augment.model_dump())
         lr = optimizer.param_groups[0]["lr"]
         # Layers like dropout draw from torch's global generator: its own stream, renewed every epoch.
-        torch.manual_seed(derive(self.streams.seed, f"layers/{s.stage}/{s.epoch}"))
+        torch.manual_seed(derive(self.streams.seed, f"layers/{s.stage}/{s.epoch}{self.ranks.stream}"))
         self.model.train()
         loss_sum = torch.zeros((), device=self.data.device)
         measured = torch.zeros((), device=self.data.device)
-        seen, looked = 0, time.perf_counter()
+        seen, looked = 0.0, time.perf_counter()
         for s.minibatch, (s.x, s.y) in enumerate(self.minibatches.epoch(augment, config.batch_size)):
             y = s.y
-            loss, outputs = self._step(optimizer)
+            with self.ranks.together():
+                loss, outputs = self._step(optimizer)
             schedule.after_step()
-            loss_sum += loss * len(y)
-            measured += self.task.measure(outputs, y).sum()
-            seen += len(y)
+            share = self.ranks.share
+            loss_sum += loss * (len(y) * share)
+            measured += self.task.measure(outputs, y).sum() * share
+            seen += len(y) * share
             info = ""
             if time.perf_counter() - looked > _LOOK_EVERY_S:  # reading a loss waits for the device: rarely
                 looked = time.perf_counter()
-                info = f"epoch {s.epoch + 1}/{s.epochs} loss {self._finite(loss_sum) / seen:.4f}"
-            task.advance(len(y), info)
-        losses = {"lr": lr, "train_loss": self._finite(loss_sum) / seen}
-        return self._end_of_epoch(stage, schedule, losses, measured.item() / seen)
+                info = f"epoch {s.epoch + 1}/{s.epochs} loss {self._so_far(loss_sum) / seen:.4f}"
+            task.advance(self.ranks.of, info)
+        total, right, seen = self.ranks.sums(loss_sum, measured, seen)
+        losses = {"lr": lr, "train_loss": self._finite(total) / seen}
+        return self._end_of_epoch(stage, schedule, losses, right / seen)
 
     def _end_of_epoch(
         self, stage: StagePlan, schedule: Schedule, row: dict[str, float], trained: float
@@ -181,7 +194,7 @@ class Trainer:
         """
         s, config, task = self.s, stage.config, self.task
         deployed = self.deployed()
-        validated = self.validation.measured(deployed)
+        validated = self.ranks.told(lambda: self.validation.measured(deployed))
         if task.percent:
             s.train_accuracy, s.val_accuracy = trained, validated
         schedule.after_epoch(row["train_loss"], task.score(validated))
@@ -200,8 +213,8 @@ class Trainer:
         score = task.score(validated)
         s.val_adversarial_accuracy = math.nan
         if stage.selection == "adversarial" or any(d.needs_robust_validation for d in self._acting()):
-            s.val_adversarial_accuracy = self.validation.adversarial_accuracy(
-                deployed, self._stand_in(deployed)
+            s.val_adversarial_accuracy = self.ranks.told(
+                lambda: self.validation.adversarial_accuracy(deployed, self._stand_in(deployed))
             )
             row["val_adversarial_accuracy"] = 100 * s.val_adversarial_accuracy
         if stage.selection == "adversarial":
@@ -225,6 +238,8 @@ class Trainer:
 
     def _keep_snapshot(self, passed: int, network: nn.Module) -> None:
         """Write a network beside the checkpoint; it counts once training has ended."""
+        if not self.ranks.leads:
+            return
         name = names.snapshot(self.s.stage, passed)
         save_weights(self.checkpoint.path.parent / name, network.state_dict())
         self.trained.snapshots.append(name)
@@ -240,7 +255,8 @@ class Trainer:
         s.outputs = self._forward(s.x)
         loss = self._loss(s.outputs)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.weighed(loss).backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.model)
         s.outputs = outputs = s.outputs.detach()
         for defense in self._acting():
             defense.after_backward(s)
@@ -272,7 +288,7 @@ class Trainer:
         try:
             with unrecorded_statistics(self.model):
                 s.outputs = self._forward(s.x)
-                return self._loss(s.outputs, repeatable=True)
+                return self.ranks.weighed(self._loss(s.outputs, repeatable=True))
         finally:
             s.outputs, s.generator = None, generator
 
@@ -354,8 +370,11 @@ class Trainer:
         data, classes = self.data, self.task.classes(self.data.classes)
         return build_network(self.run.model, self.defenses, data.channels, data.size, classes, seed)
 
-    def _finite(self, loss_sum: Tensor) -> float:
-        value = loss_sum.item()
+    def _so_far(self, loss_sum: Tensor) -> float:
+        """For the eye; where several train, only the sum over all of them may end the training, for all of them."""
+        return self._finite(loss_sum.item()) if self.ranks.count == 1 else loss_sum.item()
+
+    def _finite(self, value: float) -> float:
         if not math.isfinite(value):
             raise Diverged(
                 f"the training loss became {value} in stage {self.s.stage}, epoch {self.s.epoch}: "

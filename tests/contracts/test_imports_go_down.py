@@ -23,8 +23,8 @@ ROOMS = {
     "defenses": ("base", "tracing", "regularisers", "robust", "sparse"),
     "robustbench_sparse": (
         "foundation", "engine", "data", "shifts", "models", "tasks", "sparsity", "config", "runs", "shrinking",
-        "reporting", "training", "judging", "certificate", "verdict", "workspace", "workers", "pool", "benchmark",
-        "evaluation", "quantising", "studies", "cli",
+        "reporting", "remote", "zoo", "training", "judging", "certificate", "verdict", "workspace", "workers", "pool",
+        "backends", "benchmark", "evaluation", "quantising", "studies", "cli",
     ),
 }  # fmt: skip
 # At the head of a package: what stands before every room, or speaks for all of them.

@@ -1,6 +1,8 @@
 """All figures of the command ``plot``: one import and one entry each."""
 
 from robustbench_sparse.reporting.figures.base import Drawing as Drawing
+from robustbench_sparse.reporting.figures.base import Figures as Figures
+from robustbench_sparse.reporting.figures.base import TableDrawing as TableDrawing
 from robustbench_sparse.reporting.figures.channels import Channels
 from robustbench_sparse.reporting.figures.features import Features
 from robustbench_sparse.reporting.figures.filters import Filters
@@ -9,10 +11,11 @@ from robustbench_sparse.reporting.figures.neurons import Neurons
 from robustbench_sparse.reporting.figures.path import SettingPath
 from robustbench_sparse.reporting.figures.restored import Restored
 from robustbench_sparse.reporting.figures.skips import Skips
+from robustbench_sparse.reporting.figures.tradeoff import TradeOff
 from robustbench_sparse.reporting.figures.weights import Weights
 from robustbench_sparse.reporting.figures.widths import Widths
 
-FIGURES: dict[str, type[Drawing]] = {
+FIGURES: dict[str, type[Figures]] = {
     "weights": Weights,
     "channels": Channels,
     "layer": LayerPicture,
@@ -23,4 +26,5 @@ FIGURES: dict[str, type[Drawing]] = {
     "skips": Skips,
     "neurons": Neurons,
     "images": Restored,
+    "tradeoff": TradeOff,
 }

@@ -8,8 +8,9 @@ from typing import Any
 
 from robustbench_sparse.config import plugins
 from robustbench_sparse.foundation.errors import UserError, near
-from robustbench_sparse.reporting.figures import FIGURES, Drawing
+from robustbench_sparse.reporting.figures import FIGURES, Drawing, Figures, TableDrawing
 from robustbench_sparse.reporting.figures.finding import find_runs
+from robustbench_sparse.reporting.leaderboard import tabulate_all
 from robustbench_sparse.reporting.plots import new_figure, save
 
 ENDINGS = ("pdf", "png", "svg")
@@ -40,17 +41,29 @@ def make(
     """
     drawing = built(kind, options or {})
     figure = new_figure(path, OUT, ENDINGS)
-    runs = find_runs(targets, only)
-    least, most = drawing.fewest, drawing.most
-    if not least <= len(runs) <= most:
-        expected = f"{least} run{'s' * (least > 1)}" if least == most else f"{least} to {most} runs"
-        raise UserError(f"plot {kind}: expected {expected}, got {len(runs)}; --only LABEL picks some")
-    drawing.draw(figure, runs)
+    if isinstance(drawing, TableDrawing):
+        tables = [table for target in targets for table in tabulate_all(Path(target), only)]
+        _check_count(kind, drawing, len(tables), "table", "name fewer")
+        drawing.draw(figure, tables)
+        count = sum(table["run"].nunique() for table in tables)
+    else:
+        assert isinstance(drawing, Drawing)
+        runs = find_runs(targets, only)
+        _check_count(kind, drawing, len(runs), "run", "--only LABEL picks some")
+        drawing.draw(figure, runs)
+        count = len(runs)
     save(figure, path, OUT)
-    return len(runs)
+    return count
 
 
-def built(kind: str, options: Mapping[str, Any]) -> Drawing:
+def _check_count(kind: str, drawing: Figures, count: int, what: str, cure: str) -> None:
+    least, most = drawing.fewest, drawing.most
+    if not least <= count <= most:
+        expected = f"{least} {what}{'s' * (least > 1)}" if least == most else f"{least} to {most} {what}s"
+        raise UserError(f"plot {kind}: expected {expected}, got {count}; {cure}")
+
+
+def built(kind: str, options: Mapping[str, Any]) -> Figures:
     """A figure with its settings; UserError for one that there is not, or a setting that does not fit."""
     if kind not in FIGURES:
         raise UserError(f"plot {kind}: no such figure{near(kind, FIGURES)}; there are: {', '.join(FIGURES)}")
@@ -61,9 +74,9 @@ def built(kind: str, options: Mapping[str, Any]) -> Drawing:
             raise UserError(
                 f"plot {kind}: {option_of(name)}: not an option of this figure; there are: {there}"
             )
-    base: Any = Drawing  # abstract, which mypy does not take for a type[T]
+    base: Any = Figures  # abstract, which mypy does not take for a type[T]
     try:
-        made: Drawing = plugins.build(FIGURES, {"name": kind, **options}, "figure", base)
+        made: Figures = plugins.build(FIGURES, {"name": kind, **options}, "figure", base)
     except plugins.SettingError as e:
         option = option_of(str(e.path[0])) if e.path else ""
         raise UserError(f"plot {kind}: {option}: {e.problem}") from None
@@ -85,6 +98,7 @@ def lines_of() -> list[str]:
     return out
 
 
-def _runs(cls: type[Drawing]) -> str:
+def _runs(cls: type[Figures]) -> str:
+    what = "table" if issubclass(cls, TableDrawing) else "run"
     many = f"{cls.fewest} to {cls.most}" if cls.most < 100 else f"{cls.fewest} or more"
-    return "1 run" if cls.most == 1 else f"{many} runs"
+    return f"1 {what}" if cls.most == 1 else f"{many} {what}s"

@@ -37,7 +37,7 @@ class Dies(Exception):
 
 def collect(run: Path, made: Made = rows, key: Any = 1, label: str = "fgsm") -> pd.DataFrame:
     wanted = Wanted(label=label, key={"of": key}, facts={"bounded": True})
-    return OutcomeStore(run, SIZE, Silent()).collect(wanted, batches(), N, made)
+    return OutcomeStore(run, SIZE, Silent()).collect(wanted, batches, N, made)
 
 
 def counted(calls: list[int], stop: int = 99, error: type[BaseException] = KeyboardInterrupt) -> Made:

@@ -1,0 +1,154 @@
+"""Small trained networks that come with the package, with what was measured of them.
+
+``list_models()`` says what there is, ``load_model(name)`` gives a network, and
+``robustbench-sparse evaluate zoo:NAME`` measures it again. Where they come from and how one is added: ``docs/zoo.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from attacks.base import Norm
+from robustbench_sparse.foundation.errors import UserError, near
+from robustbench_sparse.foundation.intervals import difference
+from robustbench_sparse.runs import zoo
+from robustbench_sparse.runs.evidence import NOT_CHECKED, NUMBER
+from robustbench_sparse.runs.zoo import ZooNetwork
+
+__all__ = ["ZooNetwork", "against_record", "list_models", "load_model"]
+
+# As robustness benchmarks write a threat's norm -> as it stands here.
+THREATS: dict[str, Norm] = {"Linf": "linf", "L2": "l2"}
+SHOWN = ("weight_sparsity", "channel_sparsity", "parameters", "nonzero_parameters", "verdict", "protocol")
+
+
+def list_models(dataset: str | None = None, threat: str | None = None) -> pd.DataFrame:
+    """The networks of the zoo, one row each, in the order of their names.
+
+    A table and no list of names: what one looks for is a network of some accuracy at some size.
+
+    Args:
+        dataset: only those judged on this one, by the first part of their names (``mnist``); case does not matter.
+        threat: only those judged under this norm, ``Linf`` or ``L2``; case does not matter.
+
+    Returns:
+        ``name``, ``dataset``, ``threat``, ``eps``, ``clean`` and ``robust`` (the row's worst case) in percent with
+        ``_lo`` and ``_hi``, ``images`` and ``robust_images`` that these were measured on, ``weight_sparsity`` and
+        ``channel_sparsity`` in percent, ``parameters``, ``nonzero_parameters``, ``verdict``, ``protocol``.
+
+    Raises:
+        UserError: a norm or a data set that no network has; or a file of the zoo that was changed.
+    """
+    found = list(zoo.every())
+    if threat is not None:
+        norm = _norm(threat)
+        found = [n for n in found if n.norm == norm]
+    if dataset is not None:
+        known = sorted({n.name.partition("/")[0] for n in found})
+        if dataset.lower() not in known:
+            raise UserError(
+                f"dataset: expected one of {', '.join(known)}, got {dataset!r}{near(dataset, known)}"
+            )
+        found = [n for n in found if n.name.startswith(f"{dataset.lower()}/")]
+    table: pd.DataFrame = pd.DataFrame([_row(n) for n in found])
+    return table
+
+
+def load_model(name: str, *, threat: str | None = None) -> nn.Module:
+    """A network of the zoo, in eval mode on the CPU.
+
+    Args:
+        name: as ``list_models`` has it.
+        threat: the norm that its numbers are expected to be of, ``Linf`` or ``L2``; None takes any.
+
+    Returns:
+        A module that maps images (B, C, H, W) in [0, 1] to logits (B, K).
+
+    Raises:
+        UserError: no such network, numbers under another threat, or a file that was changed.
+    """
+    network = zoo.find(name)
+    if threat is not None and _norm(threat) != network.norm:
+        raise UserError(f"threat: {network.name} was judged under {_shown(network.norm)}, not {threat}")
+    return network.place.network(**network.images)
+
+
+def against_record(table: pd.DataFrame, name: str) -> tuple[list[str], bool]:
+    """What was just measured of a network, held against its record.
+
+    Args:
+        table: its row of a leaderboard, the last one.
+        name: of the network.
+
+    Returns:
+        A line for each rate that both have, with the 95 % interval of their difference (Newcombe 1998, which is wide
+        where both looked at the same images); and whether 0 lies in all of them. A worst case that the checks'
+        adversarials lowered is compared with one that was checked, too, alone.
+    """
+    network, measured = zoo.find(name), table.iloc[-1]
+    lines, fine = [], True
+    for column in network.rates:
+        if column not in table.columns or pd.isna(measured[column]):
+            continue
+        if column == "worst" and _lowered(network.row) and measured.get("verdict", NOT_CHECKED) == NOT_CHECKED:
+            lines.append(
+                f"worst: recorded {network.row['worst']:.1f} % of {_images(network.row, 'worst')}, with the checks' "
+                "adversarials: --certificate quick looks for them"
+            )
+            continue
+        stored, now = float(network.row[column]), float(measured[column])
+        count = _images(network.row, column), _images(measured, column)
+        low, high = difference(now / 100 * count[1], count[1], stored / 100 * count[0], count[0])
+        inside = low <= 0 <= high
+        fine &= inside
+        span = f"{100 * low:+.1f} to {100 * high:+.1f}"
+        verdict = "agrees" if inside else "DIFFERS"
+        lines.append(
+            f"{column}: {now:.1f} % of {count[1]}, recorded {stored:.1f} % of {count[0]}: {verdict} ({span})"
+        )
+    return lines, fine
+
+
+def _images(row: Any, column: str) -> int:
+    """How many images a rate was measured on."""
+    n = row.get("worst_n") if column == "worst" else row.get("n")
+    return int(row["n"] if n is None or (isinstance(n, float) and math.isnan(n)) else n)
+
+
+def _lowered(row: Any) -> bool:
+    """Whether the checks' adversarials count in a record's worst case."""
+    return _images(row, "worst") < int(row["n"]) or NUMBER in str(row.get("flags", "")).split()
+
+
+def _row(network: ZooNetwork) -> dict[str, Any]:
+    row = network.row
+    rates = {
+        f"{name}{end}": row.get(f"{column}{end}")
+        for name, column in (("clean", "clean"), ("robust", "worst"))
+        for end in ("", "_lo", "_hi")
+    }
+    return {
+        "name": network.name,
+        "dataset": network.dataset,
+        "threat": _shown(network.norm),
+        "eps": network.eps,
+        **rates,
+        "images": row["n"],
+        "robust_images": _images(row, "worst"),
+        **{k: row.get(k) for k in SHOWN},
+    }
+
+
+def _norm(threat: str) -> Norm:
+    for shown, norm in THREATS.items():
+        if threat.lower() == shown.lower():
+            return norm
+    raise UserError(f"threat: expected {' or '.join(THREATS)}, got {threat!r}")
+
+
+def _shown(norm: Norm) -> str:
+    return next(shown for shown, known in THREATS.items() if known == norm)
