@@ -83,7 +83,8 @@ def evaluate(
         trust_plugins: modules that a stored file may name code of; a file alone never imports anything.
 
     Returns:
-        The leaderboard of ``out``, this network's row last; of one row without ``out``.
+        The leaderboard of ``out``, this network's row last; of one row without ``out``. Its ``attrs`` have the
+        ``images`` that were judged, as positions in the data set.
 
     Raises:
         UserError: bad arguments, data or weights; a clean accuracy that shows that something is wrong; or a folder
@@ -141,7 +142,9 @@ def evaluate(
             judge_network(
                 model, place, plan, data, show, identity=known, title=place.label, gate=gate, fresh=fresh
             )
-            return tables.write(folder)
+            table = tables.write(folder)
+            table.attrs["images"] = data.test_indices.tolist()
+            return table
 
 
 def _check_fit(model: nn.Module, data: PreparedData) -> None:

@@ -78,7 +78,9 @@ def _zoo() -> list[str]:
         lines.append(f"zoo:{row['name']}: {rates} at {row['threat']} {row['eps']:.4g}; {row['verdict']}")
         size = f"{row['nonzero_parameters']} of {row['parameters']} parameters are not zero"
         fewer = "" if row["robust_images"] == row["images"] else f" ({row['robust_images']} for robust)"
-        lines.append(f"    {row['dataset']}, {row['images']} images{fewer}; {size}; protocol {row['protocol']}")
+        lines.append(
+            f"    {row['dataset']}, {row['images']} images{fewer}; {size}; protocol {row['protocol']}"
+        )
     return lines
 
 

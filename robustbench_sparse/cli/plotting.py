@@ -53,6 +53,10 @@ def plot(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="A column of the leaderboard; may be repeated."),
     ] = None,
+    twin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TWIN=ROW", help="A dense twin and the row it belongs to; may be repeated."),
+    ] = None,
     images: Annotated[
         str | None, typer.Option(help="Positions in the test set, as in 0,3,8.", show_default=False)
     ] = None,
@@ -95,6 +99,7 @@ def plot(
         "epochs": _numbers(epochs, "--epochs"),
         "x": x,
         "y": tuple(y or ()),
+        "twin": tuple(twin or ()),
         "images": _numbers(images, "--images"),
     }
     options = {k: v for k, v in given.items() if v not in (None, False, ())}

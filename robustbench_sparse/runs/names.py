@@ -29,6 +29,7 @@ TRAINING = "training.json"
 SPARSITY = "sparsity.json"
 SPEED = "speed.json"
 ZOO = "zoo.json"  # of a network that comes with the package: what was measured of it
+ZOO_IMAGES = "images.csv"  # and that of each image
 RECORD = "files.json"
 OUTCOMES = "outcomes"
 CLEAN = "clean"  # the outcome that no attack was made for

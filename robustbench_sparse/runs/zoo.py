@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import BaseModel, Field
 
 from attacks.base import Norm
-from robustbench_sparse.foundation.errors import UserError, near
+from robustbench_sparse.foundation.errors import UserError, near, one_line
 from robustbench_sparse.foundation.files import read_as
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.folder import RunFolder
@@ -85,6 +86,22 @@ class ZooNetwork:
         """Its folder, as that of a run."""
         return RunFolder.at(self.folder)
 
+    def verdicts(self) -> pd.DataFrame:
+        """Share of draws classified right, one row per image, by its position in the data set; a column per rate.
+
+        Where the checks' adversarials lower ``worst``, it is nan on the images that they did not examine.
+
+        Raises:
+            UserError: the file was changed or is damaged.
+        """
+        Seals(self.folder).check(names.ZOO_IMAGES)
+        path = self.folder / names.ZOO_IMAGES
+        try:
+            table: pd.DataFrame = pd.read_csv(path, index_col="index").astype("float64")[self.rates]
+        except (ValueError, KeyError) as e:
+            raise UserError(f"{path}: damaged: {one_line(e)}") from None
+        return table
+
 
 def names_of(home: Path = HOME) -> list[str]:
     """The names of all networks, in order."""
@@ -107,7 +124,7 @@ def find(name: str, home: Path = HOME) -> ZooNetwork:
         )
     folder = home / name
     Seals(folder).check()
-    Seals(folder).check(names.ZOO, names.RUN, names.TRAINING, names.WEIGHTS)
+    Seals(folder).check(names.ZOO, names.ZOO_IMAGES, names.RUN, names.TRAINING, names.WEIGHTS)
     facts = read_as(folder / names.ZOO, _Facts)
     return ZooNetwork(
         name=name,

@@ -78,10 +78,10 @@ def load_model(name: str, *, threat: str | None = None) -> nn.Module:
 
 
 def against_record(table: pd.DataFrame, name: str) -> tuple[list[str], bool]:
-    """What was just measured of a network, held against its record.
+    """What was just measured of a network, held against what its record says of the same images.
 
     Args:
-        table: its row of a leaderboard, the last one.
+        table: its row of a leaderboard, the last one; what ``evaluate`` returns.
         name: of the network.
 
     Returns:
@@ -90,25 +90,35 @@ def against_record(table: pd.DataFrame, name: str) -> tuple[list[str], bool]:
         adversarials lowered is compared with one that was checked, too, alone.
     """
     network, measured = zoo.find(name), table.iloc[-1]
+    recorded, judged = network.verdicts(), table.attrs.get("images")
+    kept_whole = (
+        ("worst",) if _lowered(network.row) else ()
+    )  # the checks choose their images of all that are judged
     lines, fine = [], True
     for column in network.rates:
         if column not in table.columns or pd.isna(measured[column]):
             continue
-        if column == "worst" and _lowered(network.row) and measured.get("verdict", NOT_CHECKED) == NOT_CHECKED:
+        if (
+            column == "worst"
+            and _lowered(network.row)
+            and measured.get("verdict", NOT_CHECKED) == NOT_CHECKED
+        ):
             lines.append(
                 f"worst: recorded {network.row['worst']:.1f} % of {_images(network.row, 'worst')}, with the checks' "
                 "adversarials: --certificate quick looks for them"
             )
             continue
-        stored, now = float(network.row[column]), float(measured[column])
-        count = _images(network.row, column), _images(measured, column)
-        low, high = difference(now / 100 * count[1], count[1], stored / 100 * count[0], count[0])
+        known = recorded[column].dropna()
+        same = known[known.index.isin(judged)] if judged and column not in kept_whole else known
+        known = same if len(same) else known
+        now, n = float(measured[column]), _images(measured, column)
+        low, high = difference(now / 100 * n, n, math.fsum(known), len(known))
         inside = low <= 0 <= high
         fine &= inside
         span = f"{100 * low:+.1f} to {100 * high:+.1f}"
         verdict = "agrees" if inside else "DIFFERS"
         lines.append(
-            f"{column}: {now:.1f} % of {count[1]}, recorded {stored:.1f} % of {count[0]}: {verdict} ({span})"
+            f"{column}: {now:.1f} % of {n}, recorded {100 * known.mean():.1f} % of {len(known)}: {verdict} ({span})"
         )
     return lines, fine
 

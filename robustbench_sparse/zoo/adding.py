@@ -9,14 +9,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from robustbench_sparse.config.columns import RANKS
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.files import plain, read_json, write_json
+from robustbench_sparse.foundation.files import plain, read_json, write_json, write_text
+from robustbench_sparse.foundation.texts import to_csv
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs import names, zoo
 from robustbench_sparse.runs.evidence import NOT_CHECKED
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import read_manifest
+from robustbench_sparse.runs.outcomes import verdicts
 from robustbench_sparse.runs.rebuild import stored_plan
 from robustbench_sparse.runs.seals import seal
 from robustbench_sparse.runs.targets import images_of
@@ -70,6 +75,7 @@ def add(
         for file in TAKEN:
             shutil.copyfile(run / file, staged / file)
         write_json(staged / names.ZOO, facts)
+        write_text(staged / names.ZOO_IMAGES, to_csv(_images(place), "%.6g"))
         seal(staged)
         staged.rename(folder)
     return folder
@@ -100,6 +106,15 @@ def _facts(place: RunFolder, data_root: Path | None) -> dict[str, Any]:
         "row": row,
         "environment": read_json(place.path / names.ENVIRONMENT),
     }
+
+
+def _images(place: RunFolder) -> pd.DataFrame:
+    """The verdicts on every image that the row's rates are counted from."""
+    found = verdicts(place.path, read_manifest(place.path.parents[1]))
+    table: pd.DataFrame = pd.DataFrame(
+        {"index": found.index, **{label: found.counted(label, c) for label, c in found.columns.items()}}
+    )
+    return table
 
 
 def _without_threat(record: dict[str, Any], threat: dict[str, Any]) -> dict[str, Any]:

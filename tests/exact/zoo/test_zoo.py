@@ -14,6 +14,7 @@ import torch
 
 from robustbench_sparse import evaluate, list_models, load_model, run_benchmark
 from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.runs import zoo
 from robustbench_sparse.runs.seals import seal
 from robustbench_sparse.zoo import against_record
@@ -42,6 +43,34 @@ def test_the_list_says_what_the_records_say() -> None:
             recorded["verdict"],
         )
         assert row["robust_lo"] <= row["robust"] <= row["robust_hi"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rate_is_counted_from_images(name: str) -> None:
+    network = zoo.find(name)
+    table = network.verdicts()
+    assert len(table) == network.row["n"]
+    for rate in network.rates:
+        right, n = table[rate].sum(), int(table[rate].notna().sum())
+        assert network.row[rate] == pytest.approx(100 * right / n)
+        assert [network.row[f"{rate}{end}"] for end in ("_lo", "_hi")] == pytest.approx(
+            [100 * bound for bound in wilson(right, n)]
+        )
+
+
+def test_fewer_images_are_held_against_the_same_ones() -> None:
+    """The images that this network gets wrong alone: far from its rate, and yet just as recorded."""
+    network = zoo.find(NAMES[0])
+    clean = network.verdicts()["clean"]
+    wrong = clean.index[clean == 0].tolist()
+    measured = pd.DataFrame([{"n": len(wrong), "clean": 0.0}])
+    assert not against_record(measured, network.name)[1]
+    measured.attrs["images"] = wrong
+    lines, agrees = against_record(measured, network.name)
+    assert agrees
+    assert lines == [
+        f"clean: 0.0 % of {len(wrong)}, recorded 0.0 % of {len(wrong)}: {lines[0].split(': ')[2]}"
+    ]
 
 
 def test_the_list_is_cut_to_a_data_set_and_a_threat() -> None:
@@ -81,7 +110,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "zoo"
 
 
-@pytest.mark.parametrize("file", ["zoo.json", "run.json", "model.safetensors", "environment.json"])
+@pytest.mark.parametrize("file", ["zoo.json", "images.csv", "run.json", "model.safetensors"])
 def test_a_changed_or_missing_file_is_refused(home: Path, file: str) -> None:
     path = home / NAMES[0] / file
     path.write_bytes(path.read_bytes() + b" ")
@@ -105,7 +134,8 @@ def test_a_record_imports_no_code(home: Path) -> None:
 
 
 def _row(network: zoo.ZooNetwork, **changes: float) -> pd.DataFrame:
-    return pd.DataFrame([{**network.row, **changes}])
+    table: pd.DataFrame = pd.DataFrame([{**network.row, **changes}])
+    return table
 
 
 def test_a_measurement_is_held_against_the_record() -> None:
@@ -116,6 +146,18 @@ def test_a_measurement_is_held_against_the_record() -> None:
     lines, agrees = against_record(_row(network, clean=network.row["clean"] - 20), NAMES[0])
     assert not agrees
     assert ["DIFFERS" in line for line in lines] == [c == "clean" for c in network.rates]
+
+
+def test_a_worst_case_with_the_checks_adversarials_waits_for_a_checked_one() -> None:
+    network = zoo.find("mnist/lenet-rgsm71")
+    assert network.row["worst_n"] < network.row["n"]
+    unchecked = _row(network).drop(columns=["verdict", "worst_n"]).assign(worst=network.row["ifgsm20"])
+    lines, agrees = against_record(unchecked, network.name)
+    assert agrees
+    assert "--certificate quick" in lines[-1]
+    lines, agrees = against_record(_row(network), network.name)
+    assert agrees
+    assert f"of {network.row['worst_n']}: agrees" in lines[-1]
 
 
 Finished = Callable[..., Path]
@@ -140,7 +182,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             config["evaluation"]["certificate_seconds"] = 1
         out = tmp_path_factory.mktemp("runs")
         table = run_benchmark(config, out=out, jobs=1)
-        return out / config["name"] / "runs" / str(table["run_id"].iloc[0])
+        folder: Path = out / config["name"] / "runs" / str(table["run_id"].iloc[0])
+        return folder
 
     made: dict[str, Path] = {}
     return lambda certificate="quick": made.setdefault(certificate, make(certificate))
@@ -179,7 +222,7 @@ def test_a_run_that_cannot_go_in_leaves_nothing(finished: Finished, tmp_path: Pa
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("mnist/")][:3])
+@pytest.mark.parametrize("name", ["mnist/lenet-natural", "mnist/lenet-rgsm71", "mnist/mlp-pgd-hydra90"])
 def test_numbers_are_found_again(data_root: Path, name: str) -> None:
     lines, agrees = against_record(evaluate(f"zoo:{name}", data_root=data_root, limit=500), name)
     assert agrees, lines
