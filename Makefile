@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
 	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
-	@echo "make results-pages  draw the figures of docs/results from results/reference"
+	@echo "make results-pages  fill the tables of docs/results and draw their figures, from results/reference"
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
 	@echo "make gpu         what one GPU works off overnight: tests, timings, the long benchmarks (OPTIONS='--data-root DIR')"
 	@echo "make fuzz        hostile configs, weights, data, result files, kills and stops at any moment; long"

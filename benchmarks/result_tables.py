@@ -152,4 +152,5 @@ def _data(folder: Path) -> pd.DataFrame:
             ("judged" if k == "worst" else k): v for k, v in facts.pop("judged", {}).items() if k != "clean"
         }
         rows.append({"run": path.stem, **facts, **judged})
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table

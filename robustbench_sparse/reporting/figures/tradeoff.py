@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 CHEAPER = (*COUNTS, *SECONDS)  # columns in which less is better, as in squared errors
 SHARES = {f"zero_{what}s": f"{what}_sparsity" for what in ("weight", "channel", "kernel", "row")}
+_LISTED = 22  # rows in a column of the list beside a panel
 SHAPES = "os^vPX*"  # of a row; a dense twin is a diamond
 TWIN = "dense_twin"  # how the label of a dense network of a pruned one's size begins, or its last part
 
@@ -58,15 +61,16 @@ class TradeOff(TableDrawing):
 
     def draw(self, figure: Figure, tables: Sequence[pd.DataFrame]) -> None:
         """One panel a table, its rows numbered, with a list of them beside it."""
-        axes = panels(figure, len(tables), (8.6, 4.4), columns=1)
+        lists = [math.ceil(table["run"].nunique() / _LISTED) for table in tables]
+        axes = panels(figure, len(tables), (6.4 + 2.2 * max(lists), 4.4), columns=1)
         drawn = []
         for ax, table in zip(axes, tables, strict=True):
             found = points(table, self.x, self.y[0], self.twin)
             self._panel(ax, found, as_text(str(table["benchmark"].iloc[0])))
             without = [str(run) for run in dict.fromkeys(table["run"]) if run not in set(found["run"])]
             if without:
-                text = as_text(f"Without a number: {', '.join(without)}")
-                ax.annotate(text, (0, -0.19), xycoords="axes fraction", fontsize=6)
+                text = textwrap.fill(as_text(f"Without a number: {', '.join(without)}"), 150)
+                ax.annotate(text, (0, -0.16), xycoords="axes fraction", fontsize=6, va="top")
             drawn.append((ax, found))
         known = {run for _, found in drawn for run in found["run"]}
         for pair in self.twin:
@@ -99,7 +103,7 @@ class TradeOff(TableDrawing):
         ax.set_title(title)
         ax.set_xlabel(_named(self.x))
         ax.set_ylabel(_named(self.y[0]))
-        columns = 1 + (len(found) > 24)
+        columns = math.ceil(len(found) / _LISTED)
         ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=columns, frameon=False)
 
     def _lines(self, ax: Axes, found: pd.DataFrame) -> None:

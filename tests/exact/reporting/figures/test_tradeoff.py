@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.intervals import mean_interval
 from robustbench_sparse.reporting.figures.making import make
+from robustbench_sparse.reporting.figures.placing import offsets
 from robustbench_sparse.reporting.figures.tradeoff import TradeOff, points
 
 
@@ -67,6 +70,44 @@ def test_dense_twins_are_known_by_their_labels() -> None:
     assert points(table, "clean", "worst")["twin"].tolist() == [True, True, False]
 
 
+def test_a_dense_twin_belongs_to_a_row() -> None:
+    table = pd.DataFrame(
+        [row(name, 9, 4) for name in ("pruned", "dense_twin_pruned", "thin", "dense_twin_90")]
+    )
+    found = points(table, "clean", "worst", ["thin=pruned"]).set_index("run")
+    assert found["of"].to_dict() == {
+        "pruned": "",
+        "dense_twin_pruned": "pruned",
+        "thin": "pruned",
+        "dense_twin_90": "",
+    }
+    assert found["twin"].tolist() == [False, True, True, True]
+    with pytest.raises(ValueError, match="twin: expected TWIN=ROW"):
+        TradeOff(twin=("thin",))
+
+
+def test_a_row_with_a_gap_in_one_seed_is_no_point() -> None:
+    table = pd.DataFrame([row("a", 90, 40), row("b", 80, 50), row("b", 80, float("nan"), 1)])
+    assert points(table, "clean", "worst")["run"].tolist() == ["a"]
+
+
+def test_shares_of_zeros_have_short_names() -> None:
+    table = pd.DataFrame([row("a", 90, 40, weight_sparsity=90.0), row("b", 90, 40, weight_sparsity=95.0)])
+    assert points(table, "zero_weights", "worst")["x"].tolist() == [90, 95]
+    assert front(table, "zero_weights") == ["b"]
+
+
+def test_labels_lie_on_no_other_label_and_no_point() -> None:
+    places = np.array([(50.0 + 4 * (i % 3), 50.0 + 4 * (i // 3)) for i in range(9)])
+    size, room = (9.0, 7.0), (200.0, 150.0)
+    middles = places + offsets(places, [size] * 9, room)
+    for i, middle in enumerate(middles):
+        assert not (np.abs(places - middle) < np.array(size) / 2).all(axis=1).any()
+        assert not (np.abs(np.delete(middles, i, 0) - middle) < size).all(axis=1).any()
+        assert (middle > np.array(size) / 2).all()
+        assert (middle + np.array(size) / 2 < room).all()
+
+
 def test_what_a_table_has_not_got() -> None:
     table = pd.DataFrame([row("a", 90, 40)])
     with pytest.raises(UserError, match=r"clena: no column of numbers in this table .did you mean 'clean'"):
@@ -87,5 +128,23 @@ def test_written_tables_are_drawn(tmp_path: Path) -> None:
     text = (tmp_path / "out.svg").read_text()
     assert all(f"<!-- {words} -->" in text for words in ("1  a", "2  b", "Pareto front", "worst, percent"))
     assert make("tradeoff", [tmp_path], tmp_path / "one.svg", only=["a"]) == 1
+    assert make("tradeoff", [tmp_path], tmp_path / "twin.svg", {"twin": ("b=a",)}) == 2
+    assert "<!-- a dense twin and its row -->" in (tmp_path / "twin.svg").read_text()
+    with pytest.raises(UserError, match="--twin c=a: no such row"):
+        make("tradeoff", [tmp_path], tmp_path / "none.svg", {"twin": ("c=a",)})
     with pytest.raises(UserError, match="expected 1 to 8 tables, got 9; name fewer"):
         make("tradeoff", [tmp_path] * 9, tmp_path / "many.svg")
+
+
+def test_a_long_table_has_room_for_its_list(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = [f"pgd_at+some_method_{i}" for i in range(90)]
+    gap = {"worst": float("nan")}
+    table = pd.DataFrame(
+        [row(n, 50 + i / 3, 90 - i) | (gap if i % 3 == 0 else {}) for i, n in enumerate(names)]
+    )
+    table.to_csv(tmp_path / "leaderboard.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that does not fit is one
+        make("tradeoff", [tmp_path], tmp_path / "long.svg")
+    assert "<!-- 60  pgd_at+some_method_89 -->" in (tmp_path / "long.svg").read_text()
