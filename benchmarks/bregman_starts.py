@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attacks import PGD
 from attacks.base import SampleRandom, Threat
+from attacks.losses import margin
 from benchmarks.images import find_root
 from defenses.base import prunable
 from robustbench_sparse.data.prepared import PreparedData
@@ -79,7 +80,7 @@ def _row(place: RunFolder, root: Path | None) -> dict[str, Any]:
         "images": len(y),
         "clean": _correct(target.model, x, y),
         "robust": _withstood(target.model, x, y, threat),
-        "margin": float(margins(target.model, x, y).detach().median()),
+        "margin": float((-margin(target.model(x), y)).detach().median()),
         "steepness": float(steep.sum(1).mean()),
         "dark_share": float((steep[:, light < RARE].sum(1) / steep.sum(1).clamp_min(1e-12)).mean()),
         "never_lit_share": float((steep[:, light == 0].sum(1) / steep.sum(1).clamp_min(1e-12)).mean()),
@@ -95,20 +96,12 @@ def lit(data: PreparedData) -> Tensor:
     return images / data.count("train")
 
 
-def margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logit of the label above the next one, (N,)."""
-    logits = model(x)
-    own: Tensor = logits.gather(1, y[:, None])
-    others: Tensor = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return own[:, 0] - others
-
-
 def steepness(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Sizes of the margin's derivatives, (N, C S S); their sum is its slope for the l_inf norm."""
     parts = []
     for start in range(0, len(y), BATCH):
         point, label = x[start : start + BATCH].clone().requires_grad_(), y[start : start + BATCH]
-        (g,) = torch.autograd.grad(margins(model, point, label).sum(), point)
+        (g,) = torch.autograd.grad(margin(model(point), label).sum(), point)
         parts.append(g.flatten(1).abs())
     return torch.cat(parts)
 

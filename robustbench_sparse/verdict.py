@@ -37,6 +37,8 @@ from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.sparsity.counting import count_macs
 from robustbench_sparse.sparsity.shrink.lean import Lean, lean
 
+_SAMPLE = 512
+
 
 def judge_network(
     model: nn.Module,
@@ -69,7 +71,7 @@ def judge_network(
     # Before anything asks it; only checks look at it as it was.
     fresh = fresh or Fresh(None if c.certificate == "off" else model)
     attacks = [kin.bound(a) for a in plan.attacks]
-    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
+    x = _sample(data)
 
     @functools.cache
     def shrunk() -> Lean:
@@ -137,10 +139,15 @@ def help_judging(
     judge = Judge(model, data, place.path, settings, identity, show, title, fresh=Fresh(None))
     if not judge.has_shards(attacks):
         return False
-    x = data.gather("test", torch.arange(min(data.count("test"), 512)))[0]
+    x = _sample(data)
     source = lean(model, x, plan.config.evaluation.engine) if _shrinks(plan, speed) else Lean()
     judge.climb(speed.stand_in(model, x[: speed.batch_size], source.model)[0])
     return judge.help(attacks)
+
+
+def _sample(data: PreparedData) -> Tensor:
+    """The images on which speed is measured, and networks are held against their shrunk and compiled forms."""
+    return data.gather("test", torch.arange(min(data.count("test"), _SAMPLE)))[0]
 
 
 def _asked(plan: Plan) -> str:

@@ -18,7 +18,7 @@ from robustbench_sparse.foundation.files import plain, read_json, write_json, wr
 from robustbench_sparse.foundation.texts import to_csv
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs import names, zoo
-from robustbench_sparse.runs.evidence import NOT_CHECKED
+from robustbench_sparse.runs.evidence import NOT_CHECKED, REFUTED
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.outcomes import verdicts
@@ -29,7 +29,6 @@ from robustbench_sparse.runs.targets import images_of
 MOST_NETWORKS, MOST_BYTES = 25, 1_200_000
 NAME = re.compile(r"[a-z0-9]+/[a-z0-9][a-z0-9_.-]*")
 TAKEN = (names.RUN, names.TRAINING, names.SPARSITY, names.ENVIRONMENT, names.WEIGHTS)
-REFUTED = "refuted"
 
 
 def add(
@@ -64,8 +63,7 @@ def add(
     if place.weights.stat().st_size > MOST_BYTES:
         raise UserError(f"{place.weights}: {place.weights.stat().st_size} bytes, more than {MOST_BYTES}")
     facts = _facts(place, data_root)
-    verdict = facts["row"]["verdict"]
-    if verdict == REFUTED and not refuted_too:
+    if facts["row"]["verdict"] == REFUTED and not refuted_too:
         raise UserError(f"{run}: its number is refuted ({facts['row']['flags']})")
     folder = home / name
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -57,9 +57,8 @@ POINTS: dict[str, int] = {
 TIMES = ("seconds", "train_seconds", "eval_seconds", "commit")
 
 
-def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) -> None:
-    """This process as the command, with the kill in it."""
-    from robustbench_sparse.cli import main as cli
+def signal_at(moment: str, pattern: str, nth: int, what: signal.Signals) -> None:
+    """Let this process send itself a signal before or after it puts the NTH file of a pattern in its place."""
     from robustbench_sparse.foundation import files
 
     whole, seen = files._write, 0
@@ -69,17 +68,24 @@ def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) ->
         hit = fnmatch.fnmatch(str(path), pattern)
         seen += hit
 
-        def fill_and_die(file: BinaryIO) -> None:
+        def fill_and_signal(file: BinaryIO) -> None:
             fill(file)
             file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), what)
 
         last = hit and seen == nth
-        whole(path, fill_and_die if last and moment == "before" else fill)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        whole(path, fill_and_signal if last and moment == "before" else fill)
+        if last and moment == "after":
+            os.kill(os.getpid(), what)
 
     files._write = write
+
+
+def killed_command(moment: str, pattern: str, nth: int, arguments: list[str]) -> None:
+    """This process as the command, with the kill in it."""
+    from robustbench_sparse.cli import main as cli
+
+    signal_at(moment, pattern, nth, signal.SIGKILL)
     sys.argv = ["robustbench-sparse", *arguments]
     cli.main()
 

@@ -8,14 +8,13 @@ with a whole chain of commands, each of which is stopped at the next moment. Exi
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tests.pipeline import killed
 
@@ -38,7 +37,7 @@ def forked(folder: Path, log: str, moment: Moment | None = None) -> int:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         if moment is not None:
-            _stop_at(*moment)
+            killed.signal_at(*moment, signal.SIGSTOP)
         from robustbench_sparse.cli import main as cli
 
         sys.argv = ["robustbench-sparse", *killed.command(folder)]
@@ -52,29 +51,6 @@ def forked(folder: Path, log: str, moment: Moment | None = None) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
-
-
-def _stop_at(moment: str, pattern: str, nth: int) -> None:
-    from robustbench_sparse.foundation import files
-
-    whole, seen = files._write, 0
-
-    def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-        nonlocal seen
-        hit = fnmatch.fnmatch(str(path), pattern)
-        seen += hit
-
-        def fill_and_stop(file: BinaryIO) -> None:
-            fill(file)
-            file.flush()
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-        last = hit and seen == nth
-        whole(path, fill_and_stop if last and moment == "before" else fill)
-        if last and moment == "after":
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    files._write = write
 
 
 def ended(process: int) -> int | None:
