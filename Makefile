@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: quickstart test bench results-pages scaling gpu fuzz check format lint types clean help
+.PHONY: quickstart test bench results-pages scaling gpu fuzz check format lint types package docs clean help
 
 help:
 	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
@@ -15,12 +15,16 @@ help:
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
 	@echo "make gpu         what one GPU works off overnight: tests, timings, the long benchmarks (OPTIONS='--data-root DIR')"
 	@echo "make fuzz        hostile configs, weights, data, result files, kills and stops at any moment; long"
-	@echo "make check       format, lint, types and tests: what CI runs"
+	@echo "make check       format, lint, types, package, docs and tests: what CI runs"
+	@echo "make package     build the source distribution and the wheel into dist/, and check what they say of themselves"
+	@echo "make docs        build the documentation into build/site; a broken link or anything from another host is an error"
 	@echo "make format      rewrite the code in the project's format"
 
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	# It pins requests to a version of before 2021, which others cannot live with and it does not need.
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchattacks==3.5.1
 	@touch $(STAMP)
 
 $(BENCH_STAMP): $(STAMP)
@@ -64,7 +68,16 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+package: $(STAMP)
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+check: lint types package docs test
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python -m benchmarks.site_check build/site
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

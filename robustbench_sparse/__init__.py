@@ -1,14 +1,14 @@
 """How accurate, how robust and how sparse is an image classifier, and can the number be believed?
 
 The top floor: config, data, models, the training loop, the judge, leaderboards and the command line.
-``run_benchmark``, ``evaluate``, ``load_model`` and ``list_models`` are imported on first use, so that the command line
-starts quickly.
+``run_benchmark``, ``evaluate``, ``load_model``, ``list_models`` and ``benchmark`` are imported on first use, so that
+the command line starts quickly.
 ``robustbench_sparse.attacks`` and ``robustbench_sparse.defenses`` are the packages ``attacks`` and ``defenses``.
 """
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from robustbench_sparse.foundation.shadows import refuse_shadows
@@ -35,6 +35,9 @@ def __getattr__(name: str) -> Any:
         from robustbench_sparse.evaluation import evaluate
 
         return evaluate
+    if name == "benchmark":  # the module, which can be called
+        tune_process()
+        return import_module("robustbench_sparse.benchmark")
     if name in ("list_models", "load_model"):
         from robustbench_sparse import zoo
 

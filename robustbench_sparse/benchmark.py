@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 import time
+import types
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +17,14 @@ import pandas as pd
 from attacks.transfer import NOISE_OFF, Transfer
 from robustbench_sparse.backends import backend_of
 from robustbench_sparse.backends.base import Backend
+from robustbench_sparse.certificate.checks import own_checks
 from robustbench_sparse.config.dense_twins import with_widths
 from robustbench_sparse.config.load import load, resolve
 from robustbench_sparse.config.plan import Plan, RunPlan
 from robustbench_sparse.config.yaml_reader import read as read_yaml
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation import shipped
 from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError, check_runs_exist
 from robustbench_sparse.foundation.locks import check_idle, table_locked
@@ -28,6 +33,7 @@ from robustbench_sparse.reporting import tables
 from robustbench_sparse.runs import variants
 from robustbench_sparse.runs.manifest import check_run_folder
 from robustbench_sparse.runs.targets import images_of
+from robustbench_sparse.training.logs import check_logs
 from robustbench_sparse.training.preflight import check_runs
 from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
@@ -49,12 +55,13 @@ def run_benchmark(
     replace: bool = False,
     jobs: int | None = None,
     backend: str | Backend = "local",
+    log: Sequence[str] = (),
     show: Progress | None = None,
 ) -> pd.DataFrame:
     """Train what is missing, evaluate what is missing, write and return the leaderboard.
 
     Args:
-        config: a benchmark file, or its content as nested mappings.
+        config: a benchmark file, the name of one that comes along (``quickstart``), or its content as nested mappings.
         out: results go to ``<out>/<benchmark's name>/``; to ``<out>/<benchmark's name>@<change>/`` where ``changes``,
             ``seeds`` or ``limit`` give the table other rows or numbers. A trial touches no other table.
         changes: ``key.path=value`` assignments applied to the config.
@@ -69,6 +76,7 @@ def run_benchmark(
             the memory allow for (see ``pool.jobs_for``). The numbers are the same.
         backend: where rows are worked on: ``local``, ``ray`` or ``slurm``, or one of them with its settings. The
             numbers are the same.
+        log: what trainings write while they last, below ``logs`` in the table's folder: ``csv``, ``tensorboard``.
         show: where progress goes.
 
     Returns:
@@ -82,6 +90,8 @@ def run_benchmark(
     show = show or Silent()
     where = backend_of(backend, jobs=jobs) if isinstance(backend, str) else backend
     where.check()
+    check_logs(log)
+    config = config if isinstance(config, Mapping) else shipped.config(Path(config))
     extra = list(changes)
     if seeds is not None:
         extra.append(f"seeds=[{','.join(map(str, seeds))}]")
@@ -102,13 +112,16 @@ def run_benchmark(
     # Elsewhere there may be other devices; this process computes nothing then.
     target = choose_device("cpu" if where.remote else device)
     dataset = load_dataset(plan.dataset, data_root)
+    own_checks(plan.config.evaluation.checks)  # before anything is trained for them
+    if plan.dataset.said():
+        show.note(f"data: {plan.dataset.said()}")
     plan = with_widths(plan, **images_of(dataset))
     runs = _chosen(plan, only)
     data = plan.prepare(dataset, target)
     _check_fit(config, runs, data, plan)
     _check_sources(plan)
 
-    work = Workspace(folder, plan, runs, dataset, data, show)
+    work = Workspace(folder, plan, runs, dataset, data, show, tuple(log))
     if variants.MARK in folder.name:
         show.note(f"a variant: its table is {folder}")
     with table_locked(folder):
@@ -158,3 +171,19 @@ def _check_sources(plan: Plan) -> None:
                 check_run_folder(Path(planned.attack.source))
             except UserError as e:
                 raise UserError(f"attacks.{planned.label}.source: {e}") from None
+
+
+class _Called(types.ModuleType):
+    """This module under its second meaning: ``from robustbench_sparse import benchmark``, as people know it, gives a
+    module, which has that name already; so the module can be called.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """``eval.benchmark``, which stands above this module and is looked up once it is called."""
+        found: tuple[float, float] = importlib.import_module("robustbench_sparse.eval").benchmark(
+            *args, **kwargs
+        )
+        return found
+
+
+sys.modules[__name__].__class__ = _Called

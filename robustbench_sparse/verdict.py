@@ -87,7 +87,7 @@ def judge_network(
     with contained(f"{title}: measuring its speed"):
         examined = _of_checks(model, place, plan, data, speed, x)
     examination = Examination(
-        judge, attacks, c.certificate, plan.threat, kin, c.certificate_seconds, examined
+        judge, attacks, c.certificate, plan.threat, kin, c.certificate_seconds, examined, c.checks
     )
     shifted = ShiftedJudge(judge)
     done, seen = judge.all_done(attacks) and examination.is_done(), shifted.all_done(plan.shifts)

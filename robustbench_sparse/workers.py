@@ -48,6 +48,7 @@ class Request:
         data_root, device: as for ``run_benchmark``.
         trusted: modules that stored files may name.
         threads: of the machine where the benchmark was started: how many a row takes may follow from it.
+        log: kinds of logs that trainings write.
     """
 
     config: str | dict[str, Any]
@@ -60,6 +61,7 @@ class Request:
     device: str
     trusted: list[str]
     threads: int
+    log: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -91,6 +93,7 @@ class Request:
             device=device or work.data.device.type,
             trusted=trusted(),
             threads=torch.get_num_threads(),
+            log=work.log,
         )
 
     def plan(self) -> Plan:
@@ -125,7 +128,7 @@ class Request:
         data = plan.prepare(dataset, choose_device(self.device))
         by_label = {run.label: run for run in plan.runs}
         chosen = [by_label[label] for label in self.only]
-        return Workspace(Path(self.folder), plan, chosen, dataset, data, show)
+        return Workspace(Path(self.folder), plan, chosen, dataset, data, show, tuple(self.log))
 
 
 # In the worker ------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from robustbench_sparse.runs.record import locate
 from robustbench_sparse.runs.targets import images_of
 from robustbench_sparse.sparsity.counting import count_macs
 from robustbench_sparse.training.helpers import train
+from robustbench_sparse.training.logs import log_of
 from robustbench_sparse.training.preflight import most_memory
 from robustbench_sparse.verdict import help_judging, judge_network, judge_restorer
 
@@ -53,6 +54,7 @@ class Workspace:
         chosen: the runs that are worked on.
         dataset, data: as loaded, and as cut and moved.
         show: where progress goes.
+        log: kinds of logs that trainings write, see ``training.logs``; no number depends on them.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Workspace:
     dataset: Dataset
     data: PreparedData
     show: Progress
+    log: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[RunPlan, int]]:
         """The runs to work on with their seeds, in order."""
@@ -215,8 +218,9 @@ class Workspace:
             self.show.note(f"{title}: dense twin of {run.twin.of}: {weights}")
         place.prepare(self.data.device)
         threat = self.plan.threat
-        with contained(f"runs.{title}: training"):
-            trained = train(run, self.data, threat, place.seed, place.checkpoint, self.show, title)
+        log = log_of(self.log, self.folder / names.LOGS, place.run_id)
+        with closing(log), contained(f"runs.{title}: training"):
+            trained = train(run, self.data, threat, place.seed, place.checkpoint, self.show, title, log)
         place.store(trained)
 
     # Judging --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ A regulariser carries no multiplier: value and subgradient are those of J itself
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from attacks.base import check
@@ -36,11 +36,17 @@ REGULARISERS: dict[str, type[Regulariser]] = {
     "nuclear": Nuclear,
 }
 
+# Finds the class behind ``package.module:Class``, or raises ValueError. This package imports nothing by a name in a
+# setting; who reads configs, and knows which names may be imported, puts a function in here.
+ELSEWHERE: list[Callable[[str], type]] = []
+
 
 def make_regulariser(
     entry: str | Mapping[str, Any] | Regulariser, setting: str = "regulariser"
 ) -> Regulariser:
     """Build a regulariser from its key, from ``{name: key, setting: value, ...}``, or pass one through.
+
+    In a config a key may be ``package.module:Class``, too: a dataclass with ``value``, ``prox`` and ``subgrad``.
 
     Args:
         entry: what a config has, or a regulariser.
@@ -55,14 +61,20 @@ def make_regulariser(
     keys = ", ".join(REGULARISERS)
     check("name" in settings, setting, f"`name:` with one of {keys}", entry)
     name = settings.pop("name")
-    check(isinstance(name, str) and name in REGULARISERS, setting, f"one of {keys}", name)
-    cls = cast("Any", REGULARISERS[name])
+    if isinstance(name, str) and ":" in name and ELSEWHERE:
+        try:
+            cls = cast("Any", ELSEWHERE[0](name))
+        except ValueError as e:
+            raise ValueError(f"{setting}: {e}") from None
+    else:
+        check(isinstance(name, str) and name in REGULARISERS, setting, f"one of {keys}", name)
+        cls = cast("Any", REGULARISERS[name])
     known = [f.name for f in dataclasses.fields(cls)]
     for key in settings:
         check(key in known, setting, f"settings of {name} ({', '.join(known) or 'none'})", key)
     try:
         made: Regulariser = cls(**settings)
-    except ValueError as e:
+    except (TypeError, ValueError) as e:  # a setting without a default that is missing
         raise ValueError(f"{setting}: {e}") from None
     return made
 

@@ -14,7 +14,7 @@ import torch
 
 from attacks.base import Threat
 from robustbench_sparse.certificate.budget import BUDGETS
-from robustbench_sparse.certificate.checks import CHECKS
+from robustbench_sparse.certificate.checks import CHECKS, with_own
 from robustbench_sparse.certificate.finding import Check, Finding, broken_off, left_out, skipped
 from robustbench_sparse.certificate.spending import Spending, spend
 from robustbench_sparse.certificate.subject import Found, NoGradients, Subject
@@ -73,6 +73,7 @@ def certify(
     title: str = "",
     seconds: int | None = None,
     prices: Callable[[], Mapping[str, float]] = dict,
+    own: Mapping[str, Check] | None = None,
 ) -> dict[str, Any]:
     """Run every check that is not stored yet and write the certificate.
 
@@ -85,6 +86,7 @@ def certify(
         title: of the progress bar.
         seconds: the budget of time, spent on the most telling checks; None for all of them. See ``spending``.
         prices: measures what a pass takes, see ``spending.Spending``; asked where there is a budget.
+        own: further checks by id, which are always made; ``key`` names their code.
 
     Returns:
         The certificate's record.
@@ -101,9 +103,10 @@ def certify(
     unmade = {} if spending is None else spending.left_out
     done: list[dict[str, Any]] = _restored(state, subject)
     limit = limit_of(subject)
-    task = show.start(f"{title} certificate".strip(), len(CHECKS), "checks", len(done))
+    checks = with_own(CHECKS, own or {}) if own else CHECKS
+    task = show.start(f"{title} certificate".strip(), len(checks), "checks", len(done))
     try:
-        for check in list(CHECKS.values())[len(done) :]:
+        for check in list(checks.values())[len(done) :]:
             began = time.perf_counter()
             late = check.id in unmade
             finding = left_out(unmade[check.id]) if late else _run(check, subject, limit)

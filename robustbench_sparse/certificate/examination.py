@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from attacks.base import Threat, is_stochastic
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.certify import certify, chosen_images, is_stored
+from robustbench_sparse.certificate.checks import own_checks
 from robustbench_sparse.certificate.checks.seeds_and_data import facts_of
 from robustbench_sparse.certificate.subject import Context, Subject
 from robustbench_sparse.config.plan import AttackPlan
@@ -22,7 +24,7 @@ from robustbench_sparse.foundation.files import plain, read_json
 from robustbench_sparse.judging.judge import Judge
 from robustbench_sparse.judging.relatives import Relatives
 from robustbench_sparse.runs import names
-from robustbench_sparse.runs.provenance import code_of
+from robustbench_sparse.runs.provenance import code_of, function_source
 from robustbench_sparse.runs.rebuild import has_recipe
 
 
@@ -38,6 +40,7 @@ class Examination:
         kin: other networks that some checks need.
         seconds: the budget of time of the checks; None for all of them.
         speed: how the checks may climb where the row's own attacks were too little work to choose; None: as they do.
+        checks: further ones, of the user's own, by reference.
     """
 
     judge: Judge
@@ -47,6 +50,7 @@ class Examination:
     kin: Relatives
     seconds: int | None = None
     speed: Speed | None = None
+    checks: Sequence[str] = ()
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the findings but the budget."""
@@ -59,7 +63,13 @@ class Examination:
             "sources": {a.label: a.source for a in self.attacks if a.source},
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
             "kin": {**self.kin.identities(), "undefended": self.kin.undefended},
+            **({"checks": self._code()} if self.checks else {}),
         }
+
+    def _code(self) -> dict[str, str]:
+        """What names the user's own checks: by id the source of each."""
+        own = own_checks(self.checks)
+        return {name: f"{check.run.__module__} {function_source(check.run)}" for name, check in own.items()}
 
     def is_done(self) -> bool:
         """Whether there is nothing to make."""
@@ -118,6 +128,7 @@ class Examination:
             judge.title,
             self.seconds,
             lambda: prices(judge.model, subject.network, x),
+            own_checks(self.checks),
         )
 
     def _stand_in(self, x: Tensor) -> FastNetwork | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_sparse.config import plugins, yaml_reader
+from robustbench_sparse.foundation import shipped
 from robustbench_sparse.foundation.errors import UserError, near, one_line
 
 # Kind -> its table of contents. Imported when asked for: some of them load slowly.
@@ -86,13 +87,16 @@ def _zoo() -> list[str]:
 
 def _configs(folder: Path) -> list[str]:
     paths = sorted(folder.glob("**/*.yaml"))
+    ours = None if paths else shipped.folder("configs")  # `run` takes them by name
+    if ours is not None:
+        paths = sorted(ours.glob("*.yaml"))
     if not paths:
         raise UserError(f"{folder}: no benchmark files (*.yaml) here")
     lines = []
     for path in paths:
         raw, _ = yaml_reader.read(path)
         facts = raw if isinstance(raw, dict) else {}
-        lines.append(f"{path}: {facts.get('name', '(no name)')}")
+        lines.append(f"{path if ours is None else path.stem}: {facts.get('name', '(no name)')}")
         lines += [f"    {one_line(facts['source'])}"] if facts.get("source") else []
     return lines
 

@@ -7,7 +7,7 @@ Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the refer
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
-from robustbench_sparse.cli import plotting, pushing, quantising, reading, sparsity, studies
+from robustbench_sparse.cli import (
+    exchanging,
+    plotting,
+    pushing,
+    quantising,
+    reading,
+    reporting_pages,
+    scaffolding,
+    sparsity,
+    studies,
+)
 from robustbench_sparse.cli.common import (
     Changes,
     DataRoot,
@@ -103,7 +113,12 @@ def _common(
 @app.command()
 @guarded
 def run(
-    config: Annotated[Path, typer.Argument(help="A benchmark: one YAML file.", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="A benchmark: one YAML file, or the name of one that comes along.", show_default=False
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Results go to OUT/<benchmark>/.")] = Path("results"),
     changes: Changes = None,
     only: Annotated[
@@ -137,6 +152,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="Follow trainings while they last: csv, tensorboard; written to OUT/<benchmark>/logs/.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and attack all networks of a benchmark, and write its leaderboard.
@@ -151,6 +174,7 @@ def run(
 
     \b
     Examples:
+      robustbench-sparse run quickstart
       robustbench-sparse run configs/quickstart.yaml
       robustbench-sparse run configs/quickstart.yaml --only pgd_at --seeds 0,1,2
       robustbench-sparse run configs/quickstart.yaml --set train.epochs=30
@@ -158,6 +182,7 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --certificate quick
       robustbench-sparse run configs/cifar10_small.yaml --precision bf16 --compile on
       robustbench-sparse run configs/mnist_clip.yaml --jobs 4
+      robustbench-sparse run configs/quickstart.yaml --log csv,tensorboard
       robustbench-sparse run configs/mnist_clip.yaml --backend ray --ray-address auto
     """
     from robustbench_sparse.backends import backend_of
@@ -182,32 +207,57 @@ def run(
             variant=variant,
             replace=replace,
             backend=backend_of(backend, jobs=_jobs(jobs), ray_address=ray_address),
+            log=[kind.strip() for kind in (log or "").split(",") if kind.strip()],
             show=show,
         )
     from robustbench_sparse.reporting.leaderboard import aggregate
     from robustbench_sparse.runs import names
 
-    _print([aggregate(table) if table["seed"].nunique() > 1 else table], "table")
+    shown = table[table["run"].isin(labels)] if labels else table  # ranks are those of the whole table
+    _print([aggregate(shown) if shown["seed"].nunique() > 1 else shown], "table")
     folder = out / str(table["benchmark"].iloc[0])
     beside = f"{names.LEADERBOARD_SEEDS}, {names.LEADERBOARD_TEXT}"
     typer.echo(f"\nwritten: {folder / names.LEADERBOARD}, {beside}", err=True)
-    _exit_with_gaps(table[table["run"].isin(labels)] if labels else table)
+    _exit_with_gaps(shown)
 
 
 @app.command()
 @guarded
 def evaluate(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A run's folder, zoo:NAME, a shrunk network's file, or package.module:factory.",
+            help="A run's folder, zoo:NAME, a shrunk network's file, package.module:factory; torchvision:, timm:, hf: "
+            "or robustbench:NAME; an .onnx or .pt2 file.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="TARGET", help="The same as an option.", show_default=False),
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; a run's folder knows its own.")] = None,
     attacks: Annotated[str | None, typer.Option(help="Names of attacks, as in fgsm,pgd.")] = None,
     suite: Annotated[str | None, typer.Option(help="Attacks by name: quick, standard or full.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights of the factory's network.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the factory's or library's network.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Normalisation in front: numbers, as in 0.49,0.48,0.45, or imagenet, cifar10, mnist, half, none ...",
+            show_default=False,
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With --mean in numbers.", show_default=False)] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="The network's classes that are the data's: 3,17,207, cat=281,dog=207, or folders (by their names).",
+            show_default=False,
+        ),
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
     eps: Annotated[str | None, typer.Option(help="Radius, as in 8/255 or 0.5.")] = None,
     changes: Changes = None,
@@ -225,7 +275,13 @@ def evaluate(
             min=0, max=100, help="Clean accuracy in percent that it should have; stop far below it."
         ),
     ] = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Do not look at the network first; the row says so.")
+    ] = False,
     trust_plugins: TrustPlugins = None,
+    trust_file: Annotated[
+        bool, typer.Option("--trust-file", help="The .pt2 file may run code while it is read.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Keep all outcomes in this folder.")] = None,
     form: Format = "table",
     quiet: Quiet = False,
@@ -235,8 +291,10 @@ def evaluate(
     A network of the zoo is attacked as its record says, and then held against it.
 
     Networks take images in 0..1 of shape (B, C, H, W) and return logits.
-    A file of weights is read without running any code in it. A clean accuracy
-    near chance, or far below --expect-clean, stops before anything is attacked.
+    A file of weights is read without running any code in it, and nothing is
+    downloaded. The gate looks at the network first, a line for each check: a
+    clean accuracy near chance, or far below --expect-clean, stops before
+    anything is attacked; what else looks wrong is said and stands in the flags.
 
     \b
     Examples:
@@ -246,10 +304,19 @@ def evaluate(
           --dataset cifar10 --attacks fgsm,pgd --eps 8/255 --limit 1000 \\
           --expect-clean 84.3
       robustbench-sparse evaluate mynets:cnn --dataset mnist --norm l2 --eps 2
+      robustbench-sparse evaluate --model timm:resnet18.a1_in1k --weights r18.pth \\
+          --dataset image_folder --set data.path=val --classes folders
+      robustbench-sparse evaluate mynets:cnn --weights cnn.pth --mean cifar10 --dataset cifar10
+      robustbench-sparse evaluate net.onnx --dataset mnist --attacks square --eps 0.1
       robustbench-sparse evaluate mynets:cnn --dataset image_folder \\
           --set data.path=images --format csv
     """
     check_format(form)
+    if (target is None) == (model is None):
+        raise UserError(
+            f"--model: expected a network, as TARGET or as --model TARGET, got {'none' if model is None else 'both'}"
+        )
+    target = str(model if target is None else target)
     if attacks is not None and suite is not None:
         raise UserError("--attacks and --suite: expected one of them, got both")
     chosen = None if eps is None else radius(eps)
@@ -269,7 +336,12 @@ def evaluate(
             device=device,
             data_root=data_root,
             expect_clean=expect_clean,
+            mean=mean,
+            std=std,
+            classes=classes,
+            gate=not no_gate,
             trust_plugins=modules_of(trust_plugins),
+            trust_file=trust_file,
             out=out,
             changes=[
                 *(changes or []),
@@ -305,8 +377,17 @@ def leaderboard(
         typer.Option(metavar="RUN", help="These runs, ranked among themselves; * and ? match anything."),
     ] = None,
     seeds: Annotated[bool, typer.Option("--seeds", help="Mean and deviation over the seeds.")] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="These columns, as in clean,worst,parameters.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Print a leaderboard, counted anew from the stored outcomes.
+
+    --columns takes the names of leaderboard.csv, in their order; a rate comes
+    with its interval.
 
     \b
     Examples:
@@ -314,14 +395,19 @@ def leaderboard(
       robustbench-sparse leaderboard results/quickstart --sort worst --seeds
       robustbench-sparse leaderboard results/mnist_robust_sparse --only 'pgd_at+*_95' --seeds
       robustbench-sparse leaderboard results --format markdown > table.md
+      robustbench-sparse leaderboard results/quickstart \\
+          --columns clean,worst,nonzero_parameters,verdict
       robustbench-sparse leaderboard s3://bucket/tables/quickstart
     """
     check_format(form)
+    from robustbench_sparse.reporting.choosing import check_columns, known_columns, names_of
     from robustbench_sparse.reporting.leaderboard import aggregate, tabulate_all
     from robustbench_sparse.reporting.tables import sort_by
 
+    names = names_of(columns)
     tables = [aggregate(table) if seeds else table for table in tabulate_all(located(folder), only or ())]
-    _print([sort_by(table, sort) for table in tables], form)
+    check_columns(names, known_columns(tables))
+    _print([sort_by(table, sort) for table in tables], form, names)
 
 
 @app.command("list")
@@ -357,6 +443,8 @@ def list_(
 for _verb in (
     reading.check, reading.compare, reading.explain, reading.curve, reading.history,
     sparsity.sparsity, sparsity.shrink, quantising.quantise, plotting.plot, studies.study, pushing.push,
+    exchanging.export, exchanging.challenge, scaffolding.new,
+    reporting_pages.report, reporting_pages.serve,
 ):  # fmt: skip
     app.command()(guarded(_verb))
 
@@ -406,15 +494,15 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         yield show
 
 
-def _print(tables: list[pd.DataFrame], form: str) -> None:
+def _print(tables: list[pd.DataFrame], form: str, names: Sequence[str] = ()) -> None:
     from robustbench_sparse.reporting.tables import show, text_of
 
     if form == "table":
         from rich.console import Console
 
-        show(Console(), tables)
+        show(Console(), tables, names)
     else:
-        sys.stdout.write(text_of(tables, form))
+        sys.stdout.write(text_of(tables, form, names))
 
 
 def _exit_with_gaps(table: pd.DataFrame) -> None:

@@ -60,6 +60,14 @@ def plot(
     images: Annotated[
         str | None, typer.Option(help="Positions in the test set, as in 0,3,8.", show_default=False)
     ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", help="An attack; clean and worst for flips; may be repeated."),
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(help="one or two columns of a printed page; else as it needs.", show_default=False),
+    ] = None,
     data_root: DataRoot = None,
     trust_plugins: TrustPlugins = None,
 ) -> None:
@@ -67,7 +75,8 @@ def plot(
 
     Without a KIND it lists the figures, with the options that each takes. Nothing
     is trained or attacked. Needs matplotlib (the extra "plot"). docs/figures.md
-    says which published figure each corresponds to.
+    says which published figure each corresponds to. --width makes it 3.25 or
+    6.75 inches wide; the fonts of a .pdf are embedded.
 
     \b
     Examples:
@@ -81,6 +90,8 @@ def plot(
       robustbench-sparse plot widths results/mine --only autoencoder -o w.pdf
       robustbench-sparse plot tradeoff results/mine --x nonzero_parameters \\
           --y pgd20 -o tradeoff.svg
+      robustbench-sparse plot eps results/mine --attack cw --width one -o eps.pdf
+      robustbench-sparse plot flips RUN_A RUN_B --width two -o flips.pdf
     """
     from robustbench_sparse.reporting.figures.making import built, lines_of, make
 
@@ -101,8 +112,9 @@ def plot(
         "y": tuple(y or ()),
         "twin": tuple(twin or ()),
         "images": _numbers(images, "--images"),
+        "attack": tuple(attack or ()),
     }
-    options = {k: v for k, v in given.items() if v not in (None, False, ())}
+    options = {k: v for k, v in given.items() if v is not None and v is not False and v != ()}
     takes_data = hasattr(built(kind, options), "data_root")
     if not runs:
         raise UserError(f"plot {kind}: expected folders of runs behind it")
@@ -113,7 +125,7 @@ def plot(
     from robustbench_sparse.config import plugins
 
     plugins.trust(modules_of(trust_plugins))
-    count = make(kind, runs, out, options, only or ())
+    count = make(kind, runs, out, options, only or (), width)
     typer.echo(f"written: {out} ({count} run{'s' * (count != 1)})", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,24 +26,68 @@ def check(
             metavar="DIR", help="results/<benchmark>, a CSV, or where it was pushed.", show_default=False
         ),
     ],
-    against: Annotated[Path, typer.Option(metavar="CSV", help="The reference.", show_default=False)],
+    against: Annotated[
+        Path,
+        typer.Option(
+            metavar="CSV", help="The reference; or the name of one that comes along.", show_default=False
+        ),
+    ],
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="Trained with other seeds: allow for the spread over the seeds.")
+    ] = False,
+    spread: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Spread over machines and seeds; by default spread.csv beside the reference.",
+            show_default=False,
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a JUnit report, too.", show_default=False)
+    ] = None,
 ) -> None:
-    """Compare a leaderboard with a reference CSV; exit code 1 and a table of differences if it fell off.
+    """Compare a leaderboard with a reference CSV; a table of differences if it fell off.
 
     A rate differs when the joint 95 % interval of both measurements excludes 0,
     a sparsity when it is off by more than 0.1 points; a row, a column or a value
-    that is gone differs, too.
+    that is gone differs, too. Where spread.csv stands beside the reference, the
+    intervals are wider by what retrainings on other machines differed by.
+    Exit code 1: something fell; 2: nothing fell, but something could not be
+    compared; what improved is shown, and is no error. Where GITHUB_STEP_SUMMARY
+    names a file, a summary in Markdown is appended to it.
 
     \b
     Examples:
       robustbench-sparse check results/quickstart --against results/quickstart.csv
+      robustbench-sparse check results/quickstart --against quickstart
+      robustbench-sparse check results/quickstart --against quickstart --junit check.xml
+      robustbench-sparse check results/quickstart@seeds=7 --against quickstart --seeds
     """
+    from robustbench_sparse.foundation import shipped
+    from robustbench_sparse.reporting import junit as reports
     from robustbench_sparse.reporting import reference
+    from robustbench_sparse.reporting.spread import beside
+    from robustbench_sparse.runs.names import LEADERBOARD
 
-    differences = reference.check(located(folder), against)
+    csv = shipped.reference(against, LEADERBOARD)
+    allowed = beside(csv, seeds=seeds, path=spread)
+    differences = reference.check(located(folder), csv, spread=allowed)
+    rows, title = reference.rows_of(csv, across_seeds=seeds), f"{folder} against {against}"
+    if allowed is not None and allowed.loose():
+        typer.echo(f"hardly held, as {allowed.of} may move them: {', '.join(allowed.loose())}", err=True)
+    if junit is not None:
+        reports.write(junit, title, rows, differences)
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+            file.write(reports.summary(title, rows, differences))
     if differences:
         typer.echo(reference.text_of(differences))
+    kinds = {d.kind for d in differences}
+    if "fell" in kinds:
         raise typer.Exit(1)
+    if "broken" in kinds:
+        raise typer.Exit(2)
     typer.echo(f"{folder}: everything that {against} states still holds")
 
 
@@ -53,11 +98,15 @@ def compare(
         str | None, typer.Option(metavar="LABEL", help="This column only; clean and worst are columns, too.")
     ] = None,
     form: TableOrCsv = "table",
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="These columns, as in difference,p.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare two runs on the same images: is the difference more than noise, and which images flip?
 
     A dense network and its pruned self may have equal rates and still fail on
-    different images: the flips show it.
+    different images: the flips show it. --columns takes the names of the CSV.
 
     \b
     Examples:
@@ -65,17 +114,21 @@ def compare(
       robustbench-sparse compare RUN_A RUN_B --attack worst
       robustbench-sparse compare RUN_A s3://bucket/tables/quickstart/runs/B
       robustbench-sparse compare RUN_A RUN_B --format csv > flips.csv
+      robustbench-sparse compare RUN_A RUN_B --columns difference,low,high,p
     """
     check_format(form, ("table", "csv"))
     from robustbench_sparse.reporting import comparison
+    from robustbench_sparse.reporting.choosing import check_columns, names_of
 
+    names = names_of(columns)
+    check_columns(names, comparison.COLUMNS)
     table = comparison.compare_runs(located(first), located(second), attack)
     if form == "csv":
-        sys.stdout.write(to_csv(table))
+        sys.stdout.write(to_csv(table[["attack", *(n for n in names if n != "attack")]] if names else table))
         if table.attrs["note"]:
             typer.echo(table.attrs["note"], err=True)
     else:
-        sys.stdout.write(comparison.text_of(table, first, second))
+        sys.stdout.write(comparison.text_of(table, first, second, names))
 
 
 def explain(

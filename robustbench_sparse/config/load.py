@@ -21,7 +21,7 @@ from robustbench_sparse.config import dense_twins, yaml_reader
 from robustbench_sparse.config.columns import SPARSITIES, TRAIN, is_reserved, restored_columns
 from robustbench_sparse.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
 from robustbench_sparse.config.plan import AttackPlan, DefensePlan, Plan, RunPlan, ShiftPlan, StagePlan
-from robustbench_sparse.config.plugins import SettingError, build, expectation
+from robustbench_sparse.config.plugins import SettingError, beside, build, expectation, import_object
 from robustbench_sparse.config.schema import (
     MOST_NAME,
     BenchmarkConfig,
@@ -157,7 +157,8 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
         UserError: one line with file, line, key path, what was expected and what was got.
     """
     raw, lines = yaml_reader.read(path)
-    return resolve(raw, name=str(path), lines=lines, changes=changes, folder=path.parent)
+    with beside(path.parent):
+        return resolve(raw, name=str(path), lines=lines, changes=changes, folder=path.parent)
 
 
 def resolve(
@@ -192,6 +193,11 @@ def resolve(
     attacks = [_attack(where, label, entry, config) for label, entry in _attacks(config).items()]
     shifts = [_shift(where, label, entry, config) for label, entry in config.shifts.items()]
     runs = [_row(where, label, config, task) for label in config.runs]
+    for number, name in enumerate(config.evaluation.checks):
+        try:  # imported here, where plug-ins beside the file are found; what it is, the certificate looks at
+            import_object(name)
+        except UserError as e:
+            raise where.error(("evaluation", "checks", number), str(e)) from None
     check_task(task, config, attacks, runs, where.error)
     for planned in attacks:
         if isinstance(planned.attack, Transfer):

@@ -10,7 +10,7 @@ from attacks.base import Attack, Threat
 from defenses import DEFENSES
 from defenses.base import Defense
 from robustbench_sparse.config.optimizers import OptimizerSpec, ScheduleSpec
-from robustbench_sparse.config.plugins import build, settings_of
+from robustbench_sparse.config.plugins import build, regularisers_in, settings_of
 from robustbench_sparse.config.schema import BenchmarkConfig, Entry, Selection, StageConfig
 from robustbench_sparse.data.base import Dataset, DatasetSpec
 from robustbench_sparse.data.loading import prepare_data
@@ -165,7 +165,8 @@ class RunPlan:
     def parts(self) -> list[object]:
         """All plug-ins that a training is made of."""
         stages = [part for stage in self.stages for part in (stage.optimizer, stage.schedule)]
-        return [self.model, *(d.build() for d in self.defenses), *stages]
+        plugins = [*(d.build() for d in self.defenses), *stages]
+        return [self.model, *plugins, *(cls for p in plugins for cls in regularisers_in(settings_of(p)))]
 
     def record(self) -> Entry:
         """Everything that determines the training's numbers but data, seed and code, as plain values."""

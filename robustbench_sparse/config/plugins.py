@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from attacks.base import LATER
+from defenses import regularisers
 from robustbench_sparse.config.moved import new_path
 from robustbench_sparse.foundation.errors import UserError, near, one_line, shown
+from robustbench_sparse.models.base import ModelSpec
+from robustbench_sparse.models.factory import spec_of
 
 T = TypeVar("T")
 
@@ -39,6 +42,11 @@ class SettingError(UserError):
 # Modules that the user has named himself, in a config, a factory or --trust-plugins: stored files may name them again.
 _TRUSTED: set[str] = set()
 _FROM_FILE: ContextVar[bool] = ContextVar("from_file", default=False)
+# The folder of the config that is being read: its plug-ins are looked for there first.
+_BESIDE: ContextVar[Path | None] = ContextVar("beside", default=None)
+_PLACES: dict[
+    str, None
+] = {}  # folders that plug-ins were found in, for processes that have to find them again
 
 
 def trust(modules: Iterable[str]) -> None:
@@ -61,12 +69,55 @@ def from_file() -> Iterator[None]:
         _FROM_FILE.reset(token)
 
 
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[None]:
+    """Within this block names are those of a config in this folder: its modules come before all others."""
+    token = _BESIDE.set(folder)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
+
+
+def places() -> list[str]:
+    """Folders that modules were found in beside a config; another process hands them to ``look_in``."""
+    return list(_PLACES)
+
+
+def look_in(folders: Iterable[str]) -> None:
+    """Let modules be found in these folders, before all others, for the rest of the process."""
+    for folder in folders:
+        _PLACES[folder] = None
+        if folder in sys.path:
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
+
+
+def _look_beside(reference: str, module_name: str) -> None:
+    """Let a module that lies beside the config be found there; UserError where another one of its name is loaded."""
+    folder, top = _BESIDE.get(), module_name.partition(".")[0]
+    if folder is None or not top.isidentifier():
+        return
+    folder = folder.absolute()
+    if not ((folder / f"{top}.py").is_file() or (folder / top).is_dir()):
+        return
+    loaded = sys.modules.get(top)
+    if loaded is not None:
+        known = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", ())]
+        if not any(p and Path(p).resolve().is_relative_to(folder.resolve()) for p in known):
+            where = next((p for p in known if p), "this program")
+            raise UserError(
+                f"{reference}: a module {top} is loaded already, from {where}: rename the one in {folder}"
+            )
+    look_in([str(folder)])
+
+
 def import_object(reference: str) -> Any:
-    """Import ``package.module:name``; modules in the working directory are found too.
+    """Import ``package.module:name``; modules beside the config and in the working directory are found too.
 
     Raises:
-        UserError: when the module or the name in it does not exist, the module is a program (``__main__``), or a stored
-            file names it and nobody trusts it.
+        UserError: when the module or the name in it does not exist, the module is a program (``__main__``), another
+            module of its name is loaded, or a stored file names it and nobody trusts it.
     """
     module_name, _, name = reference.partition(":")
     if module_name.split(".")[-1] == "__main__" and module_name != "__main__":
@@ -86,6 +137,7 @@ def import_object(reference: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    _look_beside(reference, module_name)
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
@@ -114,9 +166,15 @@ def find(table: Mapping[str, type[T]], name: str, kind: str, base: type[T]) -> t
             found = import_object(name)
         except UserError as e:
             raise SettingError(("name",), str(e)) from None
-        if not (inspect.isclass(found) and issubclass(found, base)):
-            raise SettingError(("name",), f"expected a subclass of {base.__module__}.{base.__name__}")
-        return found
+        if inspect.isclass(found) and issubclass(found, base):
+            return found
+        if base is ModelSpec and callable(found):
+            try:
+                return typing.cast("type[T]", spec_of(found, name))
+            except (TypeError, ValueError) as e:
+                raise SettingError(("name",), one_line(e)) from None
+        or_factory = ", or what makes a torch.nn.Module" if base is ModelSpec else ""
+        raise SettingError(("name",), f"expected a subclass of {base.__module__}.{base.__name__}{or_factory}")
     if name not in table:
         raise SettingError(
             ("name",),
@@ -155,6 +213,35 @@ def build(table: Mapping[str, type[T]], entry: Mapping[str, Any], kind: str, bas
         return cls(**settings)
     except (TypeError, ValueError) as e:
         raise _refused(e, known) from None
+
+
+_REGULARISERS: dict[str, type] = {}
+
+
+def _regulariser(reference: str) -> type:
+    """A regulariser's class from elsewhere, for ``defenses.make_regulariser``; ValueError where it is none."""
+    try:
+        found = import_object(reference)
+    except UserError as e:
+        raise ValueError(str(e)) from None
+    fits = all(callable(getattr(found, name, None)) for name in ("value", "prox", "subgrad"))
+    if not (inspect.isclass(found) and dataclasses.is_dataclass(found) and fits):
+        raise ValueError(f"{reference}: expected a dataclass with value(w), prox(w, step) and subgrad(w)")
+    _REGULARISERS[reference] = found
+    return found
+
+
+regularisers.ELSEWHERE.append(_regulariser)
+
+
+def regularisers_in(settings: Any) -> list[type]:
+    """Classes of the regularisers from elsewhere that settings name: their code belongs to what is trained."""
+    if isinstance(settings, Mapping):
+        return [cls for value in settings.values() for cls in regularisers_in(value)]
+    if isinstance(settings, list | tuple):
+        return [cls for value in settings for cls in regularisers_in(value)]
+    known = _REGULARISERS.get(settings) if isinstance(settings, str) else None
+    return [] if known is None else [known]
 
 
 def _from_torchattacks(cls: Any, entry: Mapping[str, Any]) -> Any:

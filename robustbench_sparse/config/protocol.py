@@ -19,22 +19,27 @@ OFF, CUSTOM, UNKNOWN = "off", "custom", "unknown"
 SUITE_VERSIONS = {"f81a299f": "quick-1", "e2211529": "standard-1", "017dd3fb": "full-1", "5c6ebde1": "full-2"}
 
 
-def protocol(manifest: Mapping[str, Any], certificate: int = 0, seconds: int | None = None) -> str:
+def protocol(
+    manifest: Mapping[str, Any], certificate: int = 0, seconds: int | None = None, own: str = ""
+) -> str:
     """The protocol of a row.
 
     Args:
         manifest: the benchmark's, see ``runs.manifest``: its ``attacks``, ``settings``, ``threat`` and ``certificate``.
         certificate: version of the row's certificate; 0 where it has none.
         seconds: the budget of time that made it leave checks out; None where it has all of them.
+        own: names the checks of the user's own beside, see ``own_digest``; empty where there are none.
 
     Returns:
         The attacks, ``+``, the certificate's level with its version, or ``off``; behind it ``-60s`` where it left out
-        checks for want of time. Attacks are a suite's name with its
-        version where they are exactly that suite under the benchmark's threat, whatever their labels; else ``custom-``
-        and a hash of all that determines their numbers. ``unknown`` in a folder that says nothing of them.
+        checks for want of time, and ``-own`` with a hash where there were others beside. Attacks are a suite's name
+        with its version where they are exactly that suite under the benchmark's threat, whatever their labels; else
+        ``custom-`` and a hash of all that determines their numbers. ``unknown`` in a folder that says nothing of them.
     """
     level = manifest.get("certificate", OFF)
-    made = f"{level}-{certificate}" + ("" if seconds is None else f"-{seconds}s")
+    made = (
+        f"{level}-{certificate}" + ("" if seconds is None else f"-{seconds}s") + (f"-own{own}" if own else "")
+    )
     return f"{attacks_of(manifest)}+{OFF if level == OFF or not certificate else made}"
 
 
@@ -59,3 +64,8 @@ def digest(records: list[Mapping[str, Any]], threat: Mapping[str, Any]) -> str:
     plain = [{k: v for k, v in r.items() if k != "threat" or v != dict(threat)} for r in records]
     texts = sorted(json.dumps(record, sort_keys=True) for record in plain)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
+
+
+def own_digest(code: Mapping[str, str]) -> str:
+    """A hash of a user's own checks, eight hexadecimal digits, given what names the code of each."""
+    return hashlib.sha256(json.dumps(dict(code), sort_keys=True).encode()).hexdigest()[:8]

@@ -71,6 +71,7 @@ class EvaluationConfig(_Strict):
             (about a minute for a small network) or ``full``.
         certificate_seconds: the time that the certificate may plan with, spent on the most telling checks first; it
             says which it left out. None means all checks.
+        checks: the certificate's further checks, of one's own: ``package.module:NAME`` of a ``Check`` each.
         shards: parts of the test images of every attack that processes without a row may work on; 1: a row is one
             process's alone. It changes no number.
     """
@@ -83,6 +84,7 @@ class EvaluationConfig(_Strict):
     limit: int | None = Field(None, gt=0, le=MOST_IMAGES)
     certificate: Level = "off"
     certificate_seconds: int | None = Field(None, gt=0, le=MOST_SECONDS)
+    checks: list[str] = Field([], max_length=100)
     shards: int = Field(1, gt=0, le=10_000)
 
     @model_validator(mode="after")
@@ -90,6 +92,13 @@ class EvaluationConfig(_Strict):
         if self.certificate_seconds is not None and self.certificate == "off":
             raise ValueError("expected certificate: quick or full with certificate_seconds")
         return self
+
+    @field_validator("checks")
+    @classmethod
+    def _checks(cls, checks: list[str]) -> list[str]:
+        if len(set(checks)) != len(checks) or not all(":" in name for name in checks):
+            raise ValueError("expected different names as in package.module:CHECK")
+        return checks
 
 
 class AugmentConfig(_Strict):

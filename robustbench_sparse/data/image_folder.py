@@ -1,4 +1,4 @@
-"""A user's own images: a folder or zip of ``train/<class>/<image>`` and ``test/<class>/<image>``."""
+"""A user's own images: a folder or zip of ``train/<class>/<image>`` and ``test/<class>/<image>``, or of a test part."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import json
 import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import PIL
 import torch
 
-from attacks.base import check
+from attacks.base import LATER, check
 from robustbench_sparse.data.base import DataError, Dataset, DatasetSpec, data_root
 from robustbench_sparse.data.bounded import MIB, check_regular
 from robustbench_sparse.data.cache import read_cache, write_cache
-from robustbench_sparse.data.decode import decode_images
+from robustbench_sparse.data.decode import INTERPOLATIONS, Fitting, Interpolation, decode_images
 from robustbench_sparse.data.layout import FolderFiles, ZipFiles, arrange
 from robustbench_sparse.foundation.files import cache_folder
 
@@ -30,16 +30,21 @@ VERSION = 1  # of what is cached: raise it when the same files would be read in 
 class ImageFolder(DatasetSpec):
     """Images in one folder per class, in ``train`` and ``test``; a zip may have one folder around these two.
 
+    For networks that are only judged ``test`` alone is enough, or the classes' folders without anything around them.
     Taken are .jpg, .jpeg, .png, .bmp and .webp. Classes are numbered in the order of their names, images in
     the order of the numbers in theirs ("10.jpg" after "9.jpg"). Decoded images are cached until files change.
 
     Args:
-        path: the folder or .zip, absolute or relative to the data root.
+        path: the folder or .zip, absolute, or relative to the current folder or, where it is not there, the data root.
         size: resize images to ``size`` x ``size`` pixels; without it all must be squares of one size.
         grayscale: read images as one channel in place of three.
         label: the name that tables show; None means the folder's or file's, without its ending.
         max_file_mib: MiB that one file may have, 1 or more.
         max_total_mib: MiB that all of them may have, and take once they are decoded, 1 or more.
+        crop: share of the resized image that is kept, in (0, 1], as ``crop_pct`` of timm: the shorter side is resized
+            to floor(size / crop) pixels, proportions stay, and ``size`` x ``size`` pixels at the centre are cut out.
+            None: the whole image is resized to a square, whatever its proportions.
+        interpolation: of resizing: ``bilinear``, ``bicubic``, ``nearest``, ``box``, ``hamming`` or ``lanczos``.
     """
 
     key: ClassVar[str] = "image_folder"
@@ -50,6 +55,8 @@ class ImageFolder(DatasetSpec):
     label: str | None = None
     max_file_mib: int = 64
     max_total_mib: int = 8192
+    crop: float | None = field(default=None, metadata=LATER)
+    interpolation: Interpolation = field(default="bilinear", metadata=LATER)
 
     def __post_init__(self) -> None:
         check(self.path != "", "path", "a folder or a .zip", self.path)
@@ -57,6 +64,19 @@ class ImageFolder(DatasetSpec):
         check(self.label != "", "label", "a name", self.label)
         for name in ("max_file_mib", "max_total_mib"):
             check(getattr(self, name) >= 1, name, "an integer >= 1", getattr(self, name))
+        check(self.crop is None or 0 < self.crop <= 1, "crop", "a share in (0, 1] or null", self.crop)
+        check(self.crop is None or self.size is not None, "crop", "`size` with it", self.crop)
+        known = self.interpolation in INTERPOLATIONS
+        check(known, "interpolation", f"one of {', '.join(INTERPOLATIONS)}", self.interpolation)
+
+    @property
+    def fitting(self) -> Fitting | None:
+        """How images are brought to their size; None where they stay as they are."""
+        return None if self.size is None else Fitting(self.size, self.crop, self.interpolation)
+
+    def said(self) -> str:
+        """How images are resized and cut."""
+        return "" if self.fitting is None else self.fitting.said()
 
     def load(self, root: Path | None = None, cache: Path | None = None) -> Dataset:
         """Read the images, from the cache where no file has changed since.
@@ -64,7 +84,7 @@ class ImageFolder(DatasetSpec):
         Raises:
             DataError: when the path, the layout or an image is not as expected.
         """
-        path = data_root(root) / Path(self.path).expanduser()  # an absolute path stays as it is
+        path = self._place(root)
         try:
             if path.is_dir():
                 folder = FolderFiles(path, self.max_file_mib * MIB)
@@ -80,8 +100,19 @@ class ImageFolder(DatasetSpec):
                 raise
             raise DataError(f"{path}: expected a readable folder or .zip, got: {error}") from error
 
+    def _place(self, root: Path | None) -> Path:
+        """Where the images are: beside the user, or else where data sets are."""
+        own = Path(self.path).expanduser()  # an absolute path stays as it is, whatever stands before it
+        try:
+            beside = Path.cwd() / own
+            return beside if beside.exists() else data_root(root) / own
+        except OSError:  # a name that no file can have, which is said below
+            return data_root(root) / own
+
     def _load(self, path: Path, files: FolderFiles | None, state: str, cache: Path | None) -> Dataset:
         settings = f"{path.resolve()}\n{self.size}\n{self.grayscale}"
+        if (self.crop, self.interpolation) != (None, "bilinear"):  # else under the name it always had
+            settings += f"\n{self.crop}\n{self.interpolation}"
         stored = cache_folder(cache) / f"images-{_digest(settings)}.safetensors"
         stamp = _digest(f"{VERSION}\n{PIL.__version__}\n{state}")
         dataset = self._cached(path, stored, stamp)
@@ -125,7 +156,12 @@ class ImageFolder(DatasetSpec):
             )
         x = torch.from_numpy(
             decode_images(
-                names, files.read, where=str(path), size=self.size, grayscale=self.grayscale, limit=limit
+                names,
+                files.read,
+                where=str(path),
+                fitting=self.fitting,
+                grayscale=self.grayscale,
+                limit=limit,
             )
         )
         y = torch.tensor(labels, dtype=torch.int64)
@@ -136,7 +172,7 @@ class ImageFolder(DatasetSpec):
             train_y=y[:train],
             test_x=x[train:],
             test_y=y[train:],
-            classes=tuple(found["train"]),
+            classes=tuple(found["test"]),
         )
 
     def _label(self, path: Path) -> str:

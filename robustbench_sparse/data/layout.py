@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 PARTS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
+PLAIN = "<class>/<image>"
 
 
 class FolderFiles:
@@ -28,32 +29,36 @@ class FolderFiles:
 
     Attributes:
         states: names below the folder, those of folders with a final "/", each with a text that changes when
-            the file does. Folders but train/ and test/ are not looked into.
+            the file does. Where there is train/ or test/, other folders are not looked into.
 
     Raises:
         OSError: when something cannot be listed.
-        DataError: for something in train/ or test/ that is neither a folder nor a regular file.
+        DataError: for something in a folder that is looked into that is neither a folder nor a regular file.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
         self._path, self._limit = path, limit
         self.states: dict[str, str] = {}
-        for top in _entries(path):
+        tops = _entries(path)
+        # As in `arrange`: a name that is train or test but for its case is a slip, and no class.
+        parted = any(top.name.lower() in PARTS for top in tops)
+        for top in tops:
             self._add(top, top.name)
-            if top.name in PARTS and top.is_dir():
-                for label in _entries(top.path):
-                    name = f"{top.name}/{label.name}"
-                    self._add(label, name)
-                    if label.is_dir():
-                        for file in _entries(label.path):
-                            self._add(file, f"{name}/{file.name}")
+            if not top.is_dir() or (parted and top.name not in PARTS):
+                continue
+            for inner in _entries(top.path):
+                name = f"{top.name}/{inner.name}"
+                self._add(inner, name)
+                if parted and inner.is_dir():
+                    for file in _entries(inner.path):
+                        self._add(file, f"{name}/{file.name}")
 
     def _add(self, entry: os.DirEntry[str], name: str) -> None:
         state = entry.stat()
         if entry.is_dir():
             self.states[f"{name}/"] = ""
         else:
-            if name.split("/")[0] in PARTS:
+            if "/" in name or name in PARTS:
                 check_regular(entry.path, state)
             self.states[name] = f"{state.st_size} {state.st_mtime_ns}"
 
@@ -116,19 +121,21 @@ def arrange(names: Iterable[str], where: str) -> dict[str, dict[str, list[str]]]
 
     Returns:
         For "train" and "test": the images of each class. Classes are in the order of their names, images in
-        the order of the numbers in theirs.
+        the order of the numbers in theirs. Without a folder ``train`` there are no training images; without ``test``,
+        too, all folders are classes of the test part.
 
     Raises:
-        DataError: when the names do not form ``train/<class>/<image>`` and ``test/<class>/<image>``.
+        DataError: when the names do not form ``train/<class>/<image>`` and ``test/<class>/<image>``, ``test/``
+            alone, or ``<class>/<image>``.
     """
+    seen = [name for name in names if not _hidden(name)]
+    tops = {name.split("/")[0] for name in seen}
+    folders = {name.split("/")[0] for name in seen if "/" in name}
+    plain = bool(folders) and not any(top.lower() in PARTS for top in folders)
     found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
-    tops: set[str] = set()
     others: list[str] = []
-    for name in names:
-        parts = name.rstrip("/").split("/")
-        if _hidden(name):
-            continue
-        tops.add(parts[0])
+    for name in seen:
+        parts = [*(["test"] if plain else []), *name.rstrip("/").split("/")]
         is_folder, is_image = name.endswith("/"), PurePosixPath(name).suffix.lower() in SUFFIXES
         if parts[0] not in PARTS or (is_folder and len(parts) == 1):
             continue
@@ -137,12 +144,13 @@ def arrange(names: Iterable[str], where: str) -> dict[str, dict[str, list[str]]]
         elif is_image and not is_folder and len(parts) == 3:
             found[parts[0]].setdefault(parts[1], []).append(name)
         elif is_image or is_folder:
-            raise DataError(f"{where}: {name} is out of place: expected {LAYOUT}")
+            expected = PLAIN if plain else LAYOUT
+            raise DataError(f"{where}: {name} is out of place: expected {expected}")
         else:
             others.append(name)
     if others:
         log.warning("%s: %d files are no images and left out, %s first", where, len(others), others[0])
-    _check_classes(found, where, tops)
+    _check_classes(found, where, tops, plain)
     return {
         part: {label: sorted(files, key=natural_key) for label, files in sorted(classes.items())}
         for part, classes in found.items()
@@ -155,20 +163,25 @@ def natural_key(name: str) -> tuple[list[int | str], str]:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
-def _check_classes(found: dict[str, dict[str, list[str]]], where: str, tops: set[str]) -> None:
+def _check_classes(found: dict[str, dict[str, list[str]]], where: str, tops: set[str], plain: bool) -> None:
+    # A test part alone is enough for a network that is only judged; Train/ beside it is a slip.
+    alone = "train" not in {top.lower() for top in tops}
     for part, classes in found.items():
-        if not classes:
+        if not classes and not (part == "train" and alone and found["test"]):
             got = ", ".join(sorted(tops)[:8]) or "nothing"
-            raise DataError(f"{where}: no class folders in {part}/: expected {LAYOUT}, found {got}")
+            raise DataError(
+                f"{where}: no class folders in {part}/: expected {LAYOUT}, test/ alone, or {PLAIN}, found {got}"
+            )
         for label, files in classes.items():
             if not files:
-                raise DataError(f"{where}: no images in {part}/{label}/ (taken are {', '.join(SUFFIXES)})")
-    alone = sorted(set(found["train"]) ^ set(found["test"]))
-    if alone:
-        part = "train" if alone[0] in found["train"] else "test"
-        raise DataError(f"{where}: classes of train/ and test/ differ: {alone[0]} is in {part}/ only")
-    if len(found["train"]) < 2:
-        raise DataError(f"{where}: only one class, {next(iter(found['train']))}: expected at least two")
+                place = label if plain else f"{part}/{label}"
+                raise DataError(f"{where}: no images in {place}/ (taken are {', '.join(SUFFIXES)})")
+    differ = sorted(set(found["train"]) ^ set(found["test"])) if found["train"] else []
+    if differ:
+        part = "train" if differ[0] in found["train"] else "test"
+        raise DataError(f"{where}: classes of train/ and test/ differ: {differ[0]} is in {part}/ only")
+    if len(found["test"]) < 2:
+        raise DataError(f"{where}: only one class, {next(iter(found['test']))}: expected at least two")
 
 
 def _hidden(name: str) -> bool:

@@ -52,8 +52,9 @@ class PreparedData:
         test_limit: int | None = None,
     ) -> None:
         available = len(dataset.train_y)
-        expected = f"0 to {available - 1} of the {available} training images"
-        check(0 <= validation < available, "validation", expected, validation)
+        most = max(available - 1, 0)  # images that are only judged come without a training part
+        expected = f"0 to {most} of the {available} training images"
+        check(0 <= validation <= most, "validation", expected, validation)
         check(train_limit is None or train_limit >= 1, "train_limit", "an integer >= 1", train_limit)
         check(test_limit is None or test_limit >= 1, "test_limit", "an integer >= 1", test_limit)
         train = _permutation(available, VALIDATION_SEED)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "safetensors")
+# Where networks come from: named where one of them is at work.
+SOURCES = ("timm", "transformers", "onnxruntime")
 
 
 def commit() -> str:
@@ -46,7 +49,7 @@ def describe(device: torch.device) -> dict[str, object]:
     return {
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {p: metadata.version(p) for p in PACKAGES},
+        "packages": {p: metadata.version(p) for p in (*PACKAGES, *(p for p in SOURCES if p in sys.modules))},
         "system": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),

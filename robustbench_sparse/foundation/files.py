@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -134,15 +135,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, truncated or damaged file, or one that holds more than tensors.
     """
+    state = read_state(path)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    return tensors_of(state, path)
+
+
+def read_state(path: Path) -> Any:
+    """What a file of weights holds: tensors by name, or whatever plain values a torch file has around them.
+
+    Raises:
+        UserError: missing, truncated or damaged file, or one that could run code.
+    """
     try:
         if not path.is_file():
             raise UserError(f"{path}: {'no regular' if path.exists() else 'no such'} file")
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_claims(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's advice on pickle protocols; what matters is said below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Settings of a training stand in many files as a Namespace, which is plain values by name.
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: refused: the file is damaged or could run code; save it as safetensors"
@@ -152,8 +166,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except Exception as e:  # what the readers raise on a damaged file is not documented
         reason = one_line(e)[:200] or type(e).__name__
         raise UserError(f"{path}: not a readable checkpoint: {reason}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+
+
+def tensors_of(state: Any, path: Path) -> dict[str, Tensor]:
+    """Plain tensors by name, as a file at ``path`` should hold them; UserError for anything else."""
     whole = isinstance(state, dict) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     )

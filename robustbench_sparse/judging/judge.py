@@ -188,6 +188,17 @@ class Judge:
             self._wanted(plan), self._batches, self.data.count("test"), self._attacks_batch(plan)
         )
 
+    def candidates(self, plan: AttackPlan, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The images that are judged under one attack, which climbs on the network itself; nothing is stored of them.
+
+        Args:
+            plan: the attack.
+            index: the images' positions in the data set, (B,).
+            x, y: images (B, C, H, W) and labels (B,).
+        """
+        clean = self.clean().set_index("index").loc[index.tolist()]
+        return self._attack_batch(plan, self.model, index, x, y, clean)[1]
+
     def help(self, plans: Iterable[AttackPlan]) -> bool:
         """Make shards of the attack that another process has at work; whether there was one that nobody was at."""
         total = self.data.count("test")

@@ -119,6 +119,8 @@ def quantise(
         )
     data = plan.prepare(images, torch.device("cpu"))
     generator = torch.Generator().manual_seed(derive(seed, "calibration"))
+    if data.count("train") == 0:
+        raise UserError(f"{images.label}: expected training images to calibrate on, got a test part alone")
     chosen = data.images("train", min(calibration, data.count("train")), generator)
     networks = _made(found, images, chosen, shrink, notes)
     table, rates = judged(networks, plan, images, data, seed, show or Silent(), notes)

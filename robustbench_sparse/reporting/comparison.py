@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from robustbench_sparse.config.protocol import protocol
 from robustbench_sparse.foundation.errors import UserError, near
+from robustbench_sparse.foundation.files import read_keys
 from robustbench_sparse.foundation.paired import compare
 from robustbench_sparse.foundation.texts import printable
 from robustbench_sparse.reporting.render import from_rows, to_text
+from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
 from robustbench_sparse.runs.outcomes import Verdicts, verdicts
 
 FLIPS_SHOWN = 12
+COLUMNS = (
+    "attack", "n", "first", "second", "difference", "low", "high", "p", "lost", "won", "flips",
+)  # fmt: skip
+_FORMS = {"first": ".1f", "second": ".1f", "difference": "+.1f", "low": "+.1f", "high": "+.1f", "p": ".2g"}
 
 
 def compare_runs(first: Path, second: Path, attack: str | None = None) -> pd.DataFrame:
@@ -87,8 +94,8 @@ def _places(label: str, a: Verdicts, b: Verdicts) -> list[int]:
     return sorted(places)
 
 
-def text_of(table: pd.DataFrame, first: str, second: str) -> str:
-    """The comparison for people."""
+def text_of(table: pd.DataFrame, first: str, second: str, names: Sequence[str] = ()) -> str:
+    """The comparison for people; ``names`` of ``COLUMNS``, if any, are what it shows, the flips among them."""
     lines = [
         f"first  {printable(first)}",
         f"second {printable(second)}",
@@ -99,6 +106,8 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
     ]
     note = table.attrs.get("note")
     lines[2:2] = [note[0].upper() + note[1:] + "."] if note else []
+    if names:
+        return "\n".join([*lines, _asked_for(table, names)]) + "\n"
     heads = ["", "first", "second", "difference", "interval", "p", "lost", "won"]
     rows = []
     for row in table.to_dict("records"):
@@ -117,6 +126,16 @@ def text_of(table: pd.DataFrame, first: str, second: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _asked_for(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """Columns by their names, behind the one that says what is compared."""
+    shown = [name for name in names if name != "attack"]
+    rows = [
+        [str(row["attack"]), *(format(row[name], _FORMS.get(name, "")) for name in shown)]
+        for row in table.to_dict("records")
+    ]
+    return to_text(from_rows(["", *shown], rows, texts=["", "flips"]), rule=False)
+
+
 def _read(path: Path) -> tuple[str, str, Verdicts]:
     """A run's id, its protocol and its verdicts."""
     name, manifest = check_run_folder(path), read_manifest(path.absolute().parent.parent)
@@ -124,4 +143,8 @@ def _read(path: Path) -> tuple[str, str, Verdicts]:
     if "clean" not in found.columns:
         raise UserError(f"{path}: {'; '.join(found.gaps)}")
     made = found.certificate
-    return name, protocol(manifest, made.version if made.checks else 0, made.budget_s), found
+    judged_by = protocol(manifest, made.version if made.checks else 0, made.budget_s)
+    access = read_keys(path / names.RUN, ("access",), {"access": ""})[
+        "access"
+    ]  # of a network that only answers
+    return name, f"{access}-{judged_by}" if access else judged_by, found

@@ -9,7 +9,9 @@ from typing import Any
 
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.runs.certificate_record import read_certificate
-from robustbench_sparse.runs.evidence import CORRECTED, LEFT_OUT, TOLERANCE, Evidence, failures
+from robustbench_sparse.runs.challenges import has_challenges
+from robustbench_sparse.runs.evidence import BELIEVABLE, CORRECTED, LEFT_OUT, TOLERANCE, Evidence, failures
+from robustbench_sparse.runs.outcomes import Verdicts, verdicts
 
 SYMBOLS = {
     "passed": "ok",
@@ -32,6 +34,10 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         UserError: where there is no certificate.
     """
     c = read_certificate(run, manifest)
+    found = verdicts(run, manifest) if has_challenges(run) else None
+    challenged = [] if found is None else challenged_text(found)
+    if not c.checks and found is not None:
+        return "\n".join([f"{run.name}: {found.verdict}; no certificate", *challenged, ""])
     if not c.checks:
         hint = (
             "run the benchmark with `--certificate quick` or `evaluation: {certificate: quick}` in its file"
@@ -41,7 +47,7 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
     counts["failed"] = len(failures(c.checks)) - counts["error"]
     broke_off = f", {counts['error']} broke off" if counts["error"] else ""
     lines = [
-        f"{run.name}: {c.verdict}",
+        f"{run.name}: {c.verdict if found is None else found.verdict}",
         f"certificate {c.level}, {c.n} test images, {c.seconds:.0f} s: {counts['passed']} checks passed, "
         f"{counts['failed']} failed, {counts['reported']} reported, {counts['skipped']} did not apply"
         f"{broke_off}",
@@ -52,6 +58,7 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
     lines += [
         f"{broken} of these images are broken by the checks' own adversarials, which `worst` counts",
         *(textwrap.fill(text, WIDTH) for text in evidence_text(c.evidence, c.n)),
+        *challenged,
         "",
     ]
     for check in c.checks:
@@ -78,6 +85,14 @@ def explain(run: Path, manifest: Mapping[str, Any], *, failed_only: bool = False
         lines += [f"    {'raised' if i == 0 else '':<8}{one_line(text)}" for i, text in enumerate(traceback)]
         lines.append("")
     return "\n".join(lines)
+
+
+def challenged_text(found: Verdicts) -> list[str]:
+    """Who lowered the number with adversarials of their own, line by line."""
+    lines = [c.said() for c in found.challenges]
+    if found.challenged and found.certificate.verdict == BELIEVABLE:
+        lines.append(f"They lower the number by more than chance, and it counts them: {found.verdict}.")
+    return [part for text in lines for part in textwrap.wrap(text, WIDTH)]
 
 
 def evidence_text(e: Evidence, n: int) -> list[str]:

@@ -51,6 +51,8 @@ class _Facts(BaseModel):
     defenses: str
     threat: dict[str, Any]
     record: _Record = {}
+    access: str = ""  # of a network that only answers
+    gate: list[str] = []  # flags: checks that warned before anything was attacked
 
 
 class _Environment(BaseModel):
@@ -287,7 +289,20 @@ def _row(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) ->
         problems.append("incomplete: sparsity")
     measured, gaps, notes = (errors if manifest["task"] == "restore" else rates)(home, manifest)
     problems += gaps
-    return {**row, **measured, "status": "; ".join([*(problems or ["ok"]), *notes])}
+    return {**row, **_as_given(measured, facts), "status": "; ".join([*(problems or ["ok"]), *notes])}
+
+
+def _as_given(measured: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's cells with what the gate said of its network, and by which access it was attacked.
+
+    Without gradients an attack finds less: such rows are of a protocol of their own, and so never ranked with others.
+    """
+    out = dict(measured)
+    if facts["gate"] and "flags" in out:
+        out["flags"] = " ".join([*str(out["flags"]).split(), *facts["gate"]])
+    if facts["access"] and "protocol" in out:
+        out["protocol"] = f"{facts['access']}-{out['protocol']}"
+    return out
 
 
 def _precision(home: Path, stages: Sequence[Mapping[str, Any]]) -> str:

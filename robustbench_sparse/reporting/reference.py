@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -16,9 +16,11 @@ from robustbench_sparse.foundation.intervals import difference, wilson
 from robustbench_sparse.foundation.texts import printable
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.reporting.render import from_rows, to_text
+from robustbench_sparse.reporting.spread import Spread
 from robustbench_sparse.reporting.stored import numbers_in, read_csv
 from robustbench_sparse.sparsity.claims import POINTS
 
+Kind = Literal["fell", "improved", "broken"]
 _EQUAL = ("parameters", "macs")
 _WITHOUT_ATTACKS = ("clean", *SPARSITIES, *_EQUAL)
 _NOT_COMPARED = {
@@ -37,6 +39,8 @@ class Difference:
         reference: the value it should have; nan where there is none to give.
         measured: the value found; nan for an empty cell.
         problem: what is wrong, in words.
+        kind: ``fell``; ``improved``, where a rate or a share of zeros is higher; ``broken``, where nothing can be
+            compared.
     """
 
     run: str
@@ -44,17 +48,22 @@ class Difference:
     reference: float
     measured: float
     problem: str
+    kind: Kind = "broken"
 
 
-def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list[Difference]:
+def check(
+    measured: Path | pd.DataFrame, reference: Path | pd.DataFrame, *, spread: Spread | None = None
+) -> list[Difference]:
     """Compare a leaderboard with a reference; an empty list means that all the reference states still holds.
 
     * A rate differs when 0 lies outside the joint 95 % interval (Newcombe's) of measured minus reference.
       The reference's number of images is its column ``n``; without one, its rates are taken as exact. In a
       reference without seeds the mean over the measured seeds is compared, as if measured on the images of
-      one seed, since all seeds see the same images.
-    * A sparsity differs when it is off by more than 0.1 percentage points; ``parameters`` and ``macs`` when
-      they are not equal.
+      one seed, since all seeds see the same images. A spread widens the interval by what retrainings differ by:
+      with (l, u) around the difference d and the allowance a, it goes from d - sqrt((d - l)^2 + a^2) to
+      d + sqrt((u - d)^2 + a^2).
+    * A sparsity differs when it is off by more than 0.1 percentage points and the allowance; ``parameters`` and
+      ``macs`` when they are not equal.
     * A row or column that is gone, or a cell that became empty, is a difference. New ones are not.
     * Rows that both say by which protocol they were judged are not compared under attack where these are different:
       that is a difference of its own. All else is compared. ``worst`` stands on ``worst_n`` images, where that is said.
@@ -63,6 +72,8 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
         measured: a benchmark's folder, a leaderboard as CSV, or the table of ``leaderboard.tabulate``.
         reference: a CSV with a column ``run``, perhaps ``seed`` and ``n``, and any columns of the
             leaderboard. ``leaderboard.csv`` and ``leaderboard_seeds.csv`` of earlier results are such files.
+        spread: how far retrainings were seen to differ, see ``spread``. One over seeds lets other seeds be measured:
+            the means over the seeds are compared then.
 
     Raises:
         UserError: a file that cannot be read, or a reference that states nothing.
@@ -70,6 +81,8 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
     ours = str(measured) if isinstance(measured, Path) else "measured"
     name = str(reference) if isinstance(reference, Path) else "reference"
     found, wanted = _table(measured, ours), _table(reference, name)
+    if spread is not None and spread.over_seeds:
+        wanted = means_over_seeds(wanted)
     keys = ["run", "seed"] if "seed" in wanted.columns else ["run"]
     columns = [c for c in wanted.columns if not _is_aside(c)]
     if wanted.empty or not columns:
@@ -93,7 +106,28 @@ def check(measured: Path | pd.DataFrame, reference: Path | pd.DataFrame) -> list
             continue
         kept, other = _comparable(run, columns, row, rows)
         out += other
-        out += [d for c in kept if (d := _compare(run, c, row, rows)) is not None]
+        out += [d for c in kept if (d := _compare(run, c, row, rows, spread)) is not None]
+    return out
+
+
+def rows_of(reference: Path | pd.DataFrame, *, across_seeds: bool = False) -> list[str]:
+    """Names of the rows that a reference has, as ``check`` calls them."""
+    table = _table(reference, str(reference) if isinstance(reference, Path) else "reference")
+    if across_seeds:
+        table = means_over_seeds(table)
+    return [_name(row) for _, row in table.iterrows()]
+
+
+def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A reference without its seeds: of each run the means, on as many images as its smallest row."""
+    if "seed" not in table.columns:
+        return table
+    numbers = [c for c in table.select_dtypes("number").columns if c not in ("seed", "n", "worst_n")]
+    groups = table.groupby("run", sort=False)
+    parts = [groups[numbers].mean(), groups[[c for c in ("n", "worst_n") if c in table]].min()]
+    if "protocol" in table:
+        parts.append(groups[["protocol"]].first())
+    out: pd.DataFrame = pd.concat(parts, axis=1).reset_index()
     return out
 
 
@@ -122,7 +156,9 @@ def text_of(differences: Sequence[Difference]) -> str:
     return to_text(from_rows(heads, rows, texts=["run", "column", "problem"]), rule=False)
 
 
-def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> Difference | None:
+def _compare(
+    run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame, spread: Spread | None
+) -> Difference | None:
     """One cell of the reference against the same cell of the measured rows (several seeds: their mean)."""
     wanted = float(row[column])
     if math.isnan(wanted):
@@ -133,13 +169,18 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
     if math.isnan(value):
         status = "; ".join(dict.fromkeys(str(s) for s in rows.get("status", ()) if s != "ok"))
         return _difference(run, column, wanted, value, f"the cell is empty ({status or 'no reason given'})")
+    kind: Kind = "fell" if value < wanted else "improved"
     if column in _EQUAL:
-        return None if value == wanted else _difference(run, column, wanted, value, "expected to be equal")
+        problem = "expected to be equal"
+        return None if value == wanted else _difference(run, column, wanted, value, problem, "fell")
+    allowed = 0.0 if spread is None else spread.allowance(str(row["run"]), column, len(rows))
+    beside = "" if spread is None or not allowed else f" (with {allowed:.1f} points for {spread.of})"
     if column in SPARSITIES:
         # The slack is for binary fractions: 80.1 - 80.0 is above 0.1 in floating point.
-        if abs(value - wanted) <= POINTS + 1e-9:
+        if abs(value - wanted) <= POINTS + allowed + 1e-9:
             return None
-        return _difference(run, column, wanted, value, f"more than {POINTS} points apart")
+        problem = f"more than {POINTS + allowed:.3g} points apart{beside}"
+        return _difference(run, column, wanted, value, problem, kind)
     counted = "worst_n" if column == "worst" and "worst_n" in rows.columns else "n"
     images = float(rows[counted].min(skipna=False)) if counted in rows.columns else math.nan
     if math.isnan(images):
@@ -148,11 +189,12 @@ def _compare(run: str, column: str, row: pd.Series[Any], rows: pd.DataFrame) -> 
     low, high = _interval(
         value, int(images), wanted, row.get("n") if known is None or pd.isna(known) else known
     )
+    gap = value - wanted
+    low, high = gap - math.hypot(gap - low, allowed), gap + math.hypot(high - gap, allowed)
     if low <= 0 <= high:
         return None
-    return _difference(
-        run, column, wanted, value, f"95 % interval of the difference: {low:+.2f} to {high:+.2f}"
-    )
+    problem = f"95 % interval of the difference: {low:+.2f} to {high:+.2f}{beside}"
+    return _difference(run, column, wanted, value, problem, kind)
 
 
 def _interval(value: float, n: int, reference: float, n_reference: Any) -> tuple[float, float]:
@@ -165,8 +207,12 @@ def _interval(value: float, n: int, reference: float, n_reference: Any) -> tuple
     return 100 * low, 100 * high
 
 
-def _difference(run: str, column: str, reference: float, measured: float, problem: str) -> Difference:
-    return Difference(run=run, column=column, reference=reference, measured=measured, problem=problem)
+def _difference(
+    run: str, column: str, reference: float, measured: float, problem: str, kind: Kind = "broken"
+) -> Difference:
+    return Difference(
+        run=run, column=column, reference=reference, measured=measured, problem=problem, kind=kind
+    )
 
 
 def _is_aside(column: str) -> bool:

@@ -12,12 +12,13 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from robustbench_sparse.config.columns import MSE, PUBLISHED, SECONDS, SPARSITIES
+from robustbench_sparse.config.columns import MSE, PUBLISHED, SECONDS, SPARSITIES, TRAIN
 from robustbench_sparse.foundation import texts
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import write_text
 from robustbench_sparse.foundation.texts import markdown, printable
 from robustbench_sparse.reporting import render
+from robustbench_sparse.reporting.choosing import pick
 from robustbench_sparse.reporting.leaderboard import aggregate, rates_of, tabulate
 from robustbench_sparse.reporting.ranks import notes_of
 from robustbench_sparse.reporting.render import Column
@@ -48,50 +49,53 @@ def sort_by(table: pd.DataFrame, column: str | None) -> pd.DataFrame:
     return out
 
 
-def text_of(tables: Sequence[pd.DataFrame], form: str) -> str:
-    """All tables as ``csv``, ``markdown`` or ``latex``, ending in a line end."""
+def text_of(tables: Sequence[pd.DataFrame], form: str, names: Sequence[str] = ()) -> str:
+    """All tables as ``csv``, ``markdown`` or ``latex``, ending in a line end; ``names``: see ``columns_of``."""
     makers = {"csv": to_csv_text, "markdown": to_markdown, "latex": to_latex}
-    return makers[form](tables)
+    return makers[form](tables, names)
 
 
-def to_csv_text(tables: Sequence[pd.DataFrame]) -> str:
+def to_csv_text(tables: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> str:
     """One CSV over all benchmarks; columns that a benchmark does not have are empty there."""
+    tables = [pick(t, names) for t in tables]
     filled = [t.dropna(axis="columns", how="all") for t in tables]
     columns = list(dict.fromkeys(c for t in tables for c in t.columns))
     return to_csv(pd.concat(filled, ignore_index=True).reindex(columns=columns))
 
 
-def to_markdown(tables: Sequence[pd.DataFrame]) -> str:
+def to_markdown(tables: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> str:
     """One Markdown table per benchmark under its name."""
     parts = []
     for table in tables:
-        columns = [*columns_of(table, full=True, document=True), _plain(table, "status", False)]
+        columns = columns_of(table, full=True, document=True, names=names)
+        if not names:
+            columns.append(_plain(table, "status", False))
         name, caption = title_of(table)
         notes = "".join(f"\n{markdown(note)}\n" for note in notes_of(table))
         parts.append(f"## {markdown(name)}\n\n{markdown(caption)}\n\n{render.to_markdown(columns)}\n{notes}")
     return "\n".join(parts)
 
 
-def to_latex(tables: Sequence[pd.DataFrame]) -> str:
+def to_latex(tables: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> str:
     """One ``tabular`` per benchmark, for booktabs."""
     parts = []
     for table in tables:
         name, caption = title_of(table)
         needs = f"{name}: {caption} Needs \\usepackage{{booktabs}}."
         notes = [*troubles_of(table), needs, *notes_of(table)]
-        tabular = render.to_latex(columns_of(table, document=True))
+        tabular = render.to_latex(columns_of(table, document=True, names=names))
         parts.append("\n".join([*(f"% {note}" for note in notes), tabular, ""]))
     return "\n".join(parts)
 
 
-def show(console: Console, tables: Sequence[pd.DataFrame]) -> None:
+def show(console: Console, tables: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> None:
     """Print tables for people: number, spread and published value stand in lines below each other.
 
     What does not fit the width goes to a further block that begins with the run again; no number is ever cut.
     """
     for table in tables:
         name, caption = title_of(table)
-        columns = columns_of(table)
+        columns = columns_of(table, names=names)
         front = sum(c.title in ("run", "seed", "seeds") for c in columns[:2])
         body = render.lines(columns, console.width if console.is_terminal else 120, front)
         troubles = [Text(line, "yellow") for line in troubles_of(table)]
@@ -132,14 +136,19 @@ def troubles_of(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def columns_of(table: pd.DataFrame, full: bool = False, document: bool = False) -> list[Column]:
+def columns_of(
+    table: pd.DataFrame, full: bool = False, document: bool = False, names: Sequence[str] = ()
+) -> list[Column]:
     """The columns worth showing: run, seed, rates, sparsities; empty ones are left out.
 
     Args:
         table: of ``leaderboard.tabulate`` or ``leaderboard.aggregate``.
         full: network and defenses too.
         document: with the words of a text, ``52.3 [49.1, 55.4] (published 57.9)``, not of the terminal.
+        names: these columns instead, in this order, behind whose row it is; as far as the table has them.
     """
+    if names:
+        return _asked_for(table, names, document)
     over_seeds = "seeds" in table.columns
     seed = "seeds" if over_seeds else "seed"
     columns = [_plain(table, "run", False)]
@@ -159,6 +168,29 @@ def columns_of(table: pd.DataFrame, full: bool = False, document: bool = False) 
     believed = [c for c in ("verdict", "flags", *protocols) if c in table.columns]
     columns += [_plain(table, name, False) for name in believed]
     return [c for c in columns if any(any(cell) for cell in c.cells)]
+
+
+def _asked_for(table: pd.DataFrame, names: Sequence[str], document: bool) -> list[Column]:
+    """Columns by their names, empty ones too: whoever asks wants to see that they are."""
+    over_seeds = "seeds" in table.columns
+    front = [
+        "run",
+        *(["seeds" if over_seeds else "seed"] if over_seeds or table["seed"].nunique() > 1 else []),
+    ]
+    columns = [_plain(table, name, name != "run") for name in front]
+    rates = {*rates_of(table), *SPARSITIES, *TRAIN}
+    for name in (n for n in names if n not in front):
+        if f"{name}_mean" in table.columns or (name in rates and name in table.columns):
+            cells = [
+                _cell(row, name, f"{name}_mean" in table.columns, document) for _, row in table.iterrows()
+            ]
+            columns.append(Column(name.replace("_sparsity", " zeros") if name in SPARSITIES else name, cells))
+        elif name == "rank" and name in table.columns:
+            columns.append(Column("rank", [_ranks(row, document) for _, row in table.iterrows()]))
+        elif name in table.columns:
+            number = pd.api.types.is_numeric_dtype(table[name])
+            columns.append(_plain(rounded(table[[name]]), name, number))
+    return columns
 
 
 def _plain(table: pd.DataFrame, name: str, number: bool) -> Column:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustbench_sparse.config.protocol import own_digest
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.runs import names
@@ -36,6 +37,7 @@ class Certificate:
         evidence: the findings, weighed.
         version: of the set of checks, see ``config.protocol``.
         budget_s: the budget of time that made it leave checks out; None where it left none out.
+        own: a hash of the user's own checks that were made beside; empty where there were none.
         note: why there is no verdict, or an empty string.
     """
 
@@ -50,6 +52,7 @@ class Certificate:
     version: int = 1
     seconds: float = 0.0
     budget_s: int | None = None
+    own: str = ""
     note: str = ""
 
     @property
@@ -129,6 +132,7 @@ def read_certificate(run: Path, manifest: Mapping[str, Any]) -> Certificate:
             version=int(about.get("version", 1)),
             seconds=float(about["seconds"]),
             budget_s=int(about["spending"]["budget_s"]) if evidence.left_out else None,
+            own=own_digest(key["checks"]) if key.get("checks") else "",
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
         raise UserError(f"{path}: damaged: {type(e).__name__}: {one_line(e)}") from None

@@ -16,6 +16,7 @@ LEADERBOARD, LEADERBOARD_SEEDS, LEADERBOARD_TEXT = (
     "leaderboard.md",
 )
 RUNS = "runs"
+LOGS = "logs"  # of trainings, where they were asked for; nothing is read from there
 
 # In a run's folder.
 RUN = "run.json"
@@ -42,6 +43,9 @@ ADVERSARIALS = "certificate/adversarials.safetensors"
 CERTIFIED = (CERTIFICATE, FOUND, ADVERSARIALS)
 EXAMINING = "certificate/.parts"
 
+# Of adversarials that others sent in.
+CHALLENGES = "challenges"
+
 
 def verdicts(label: str) -> str:
     """An outcome's table, one line per image."""
@@ -51,6 +55,17 @@ def verdicts(label: str) -> str:
 def account(label: str) -> str:
     """How an outcome came about."""
     return f"{OUTCOMES}/{label}.json"
+
+
+def challenge(name: str) -> tuple[str, str, str]:
+    """Of a challenge: what it was, the verdicts that it lowers, the images themselves."""
+    return tuple(f"{CHALLENGES}/{name}{end}" for end in (".json", ".csv", ".safetensors"))  # type: ignore[return-value]
+
+
+def challenge_of(name: str) -> str | None:
+    """What a challenge is called, by the name of its account; None for any other file's."""
+    found = re.fullmatch(rf"{CHALLENGES}/([0-9a-f]+)\.json", name)
+    return None if found is None else found[1]
 
 
 def snapshot(stage: int, passed: int) -> str:

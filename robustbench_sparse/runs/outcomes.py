@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from robustbench_sparse.config.protocol import protocol
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import read_keys
 from robustbench_sparse.foundation.intervals import wilson
+from robustbench_sparse.foundation.paired import interval
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.certificate_record import Certificate, read_certificate
+from robustbench_sparse.runs.challenges import Challenge, read_challenges
+from robustbench_sparse.runs.evidence import BELIEVABLE, CORRECTED
 from robustbench_sparse.runs.seals import Seals
 
 # What the judge writes of an image that has a verdict; any other word is a failure.
@@ -34,12 +37,13 @@ def rates(run: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     for label, correct in found.columns.items():
         row.update(_cells(label, found.counted(label, correct)))
     certificate = found.certificate
-    row.update({"verdict": certificate.verdict, "flags": " ".join(certificate.flags)})
+    flags = dict.fromkeys([*certificate.flags, *(c.flag for c in found.challenges)])
+    row.update({"verdict": found.verdict, "flags": " ".join(flags)})
     if (
         manifest.get("certificate", "off") == "off" or certificate.checks
     ):  # else it has been judged by nothing yet
         version = certificate.version if certificate.checks else 0
-        row["protocol"] = protocol(manifest, version, certificate.budget_s)
+        row["protocol"] = protocol(manifest, version, certificate.budget_s, certificate.own)
     if "worst" in found.columns:
         # What rows are ranked by, and the images that this stands on.
         row["_worst"], row["_stands"] = found.columns["worst"].to_numpy(), found.stands
@@ -64,6 +68,8 @@ class Verdicts:
         stands: places of the images that ``worst`` stands on; None means all. Where the checks' adversarials lower
             the number by more than chance, those are the examined images: the others were not attacked like that, and
             a rate over all would mix the two.
+        challenges: adversarials that others sent in; ``worst`` counts them, too.
+        challenged: they lower the number by more than chance.
     """
 
     columns: dict[str, pd.Series[float]]
@@ -73,6 +79,14 @@ class Verdicts:
     certificate: Certificate
     seconds: float = 0.0
     stands: list[int] | None = None
+    challenges: list[Challenge] = field(default_factory=list)
+    challenged: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The certificate's, which others' adversarials put right as those of its checks do."""
+        verdict = self.certificate.verdict
+        return CORRECTED if self.challenged and verdict == BELIEVABLE else verdict
 
     def counted(self, label: str, correct: pd.Series[float]) -> pd.Series[float]:
         """Those of a column's verdicts that its rate is counted from."""
@@ -119,8 +133,9 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
         worst = worst.mask(inside & (table["adv_correct"] < worst), table["adv_correct"])
     more = clean["index"].map(certificate.found)
     worst = worst.mask(more < worst, more)
+    worst = _challenged(run, manifest, found, worst)
     if manifest["attacks"] and not found.gaps:
-        if some_inside or certificate.found:
+        if some_inside or certificate.found or found.challenges:
             found.columns["worst"] = worst
             _restrict(found, worst)
         else:
@@ -131,6 +146,23 @@ def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
         found.notes.append(f"certificate: {certificate.left_out}")
     _add_shifts(run, manifest, clean, found)
     return found
+
+
+def _challenged(
+    run: Path, manifest: Mapping[str, Any], found: Verdicts, worst: pd.Series[float]
+) -> pd.Series[float]:
+    """The worst case with the adversarials that others sent in; they, and what is left out, are named."""
+    found.challenges, notes = read_challenges(run, manifest, found.index)
+    found.notes += notes
+    if not found.challenges:
+        return worst
+    lowered = worst
+    for challenge in found.challenges:
+        more = pd.Series(found.index, index=worst.index).map(challenge.found)
+        lowered = lowered.mask(more < lowered, more)
+        found.notes.append(f"challenge by {challenge.author}: {challenge.broken} images broken")
+    found.challenged = interval(worst.tolist(), lowered.tolist())[0] > 0
+    return lowered
 
 
 def _restrict(found: Verdicts, worst: pd.Series[float]) -> None:

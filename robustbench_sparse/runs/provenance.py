@@ -14,7 +14,7 @@ import marshal
 import secrets
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import util
 from pathlib import Path
 
@@ -32,6 +32,8 @@ _LIBRARIES = (
     "torch",
     "torchvision",
     "torchattacks",
+    "timm",
+    "transformers",
     "numpy",
     "abc",
     "builtins",
@@ -74,6 +76,12 @@ def source_of(cls: type) -> str:
     return digest.hexdigest()[:16]
 
 
+def function_source(function: Callable[..., object]) -> str:
+    """A hash for each module of a foreign function and of what these import from the same place, one after another."""
+    modules = _with_imports([function.__module__])
+    return " ".join(sha256(p) if (p := _file(m)) else m for m in modules if _top(m) not in OWN)
+
+
 def network_identity(model: nn.Module, channels: int, size: int, also: Iterable[object] = ()) -> str:
     """A hash of all that a network is: tensors, the source of its classes, and its logits on fixed images.
 
@@ -89,10 +97,7 @@ def network_identity(model: nn.Module, channels: int, size: int, also: Iterable[
     classes = {type(m) for m in model.modules()} | {o for o in also if isinstance(o, type)}
     code = code_of(c for c in classes if _top(c.__module__) not in _LIBRARIES)
     for function in (o for o in also if isinstance(o, types.FunctionType)):
-        modules = _with_imports([function.__module__])
-        code[f"{function.__module__}:{function.__qualname__}"] = " ".join(
-            sha256(p) if (p := _file(m)) else m for m in modules if _top(m) not in OWN
-        )
+        code[f"{function.__module__}:{function.__qualname__}"] = function_source(function)
     digest.update(repr(sorted(code.items())).encode())
     digest.update(_logits(model, channels, size))
     return digest.hexdigest()

@@ -15,14 +15,19 @@ from robustbench_sparse.config.schema import NetworkConfig
 from robustbench_sparse.data.base import Dataset
 from robustbench_sparse.data.loading import load_dataset
 from robustbench_sparse.foundation.errors import UserError, one_line
-from robustbench_sparse.foundation.files import fill, load_weights, sha256
+from robustbench_sparse.foundation.files import sha256
 from robustbench_sparse.runs import names, zoo
 from robustbench_sparse.runs.folder import RunFolder
 from robustbench_sparse.runs.manifest import check_run_folder
 from robustbench_sparse.runs.rebuild import plan_of, stored_plan
 from robustbench_sparse.runs.shrunk_file import load_shrunk, record_of
+from robustbench_sparse.sources import SOURCES, Sourced, find, state_dicts
+from robustbench_sparse.sources.preparation import UNKNOWN, Preparation
 
-EXPECTED = "expected a run's folder, zoo:NAME, a file of robustbench-sparse shrink or package.module:factory"
+EXPECTED = (
+    "expected a run's folder, zoo:NAME, a file of robustbench-sparse shrink or package.module:factory; or "
+    f"{', '.join(f'{key}:NAME' for key in SOURCES)}, an .onnx file or a .pt2 file"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,11 @@ class Target:
         record: how to build it, see ``shrunk_file.save_shrunk``.
         images: channels, size and classes of its images.
         asked: the shares of zeros that its methods were asked for, see ``claims.against_asked``.
+        preparation: what images it was made for, and what its source put in front of it.
+        black_box: it answers and has no gradient.
+        labels: names of its classes, in the order of its logits; empty where they are not known.
+        claim: the clean accuracy that its maker states, in percent, on the test images of ``claim_of``.
+        notes: what was done to it on the way, a sentence each.
     """
 
     model: nn.Module
@@ -53,30 +63,48 @@ class Target:
     record: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
     asked: list[Mapping[str, Any]] = field(default_factory=list)
+    preparation: Preparation = UNKNOWN
+    black_box: bool = False
+    labels: tuple[str, ...] = ()
+    claim: float | None = None
+    claim_of: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def resolve_target(
     target: str | Path | nn.Module,
     weights: str | Path | None = None,
     data_root: str | Path | None = None,
+    *,
+    trust_file: bool = False,
+    answers_only: bool = False,
 ) -> Target:
     """Find a network.
 
     Args:
         target: a run's folder, or the file of weights in one; ``zoo:NAME``, a network that comes with the package; a
-            file of ``shrink``; a factory ``package.module:function``, called without arguments; or the network.
-        weights: file of weights for a factory's network; one of ``shrink`` cuts it to its widths.
+            file of ``shrink``; what ``sources`` knows, such as ``timm:NAME`` or an ONNX file; a factory
+            ``package.module:function``, called without arguments; or the network, which stays as it is.
+        weights: file of weights for a factory's or a library's network; one of ``shrink`` cuts it to its widths.
         data_root: folder of the data sets; a run knows from its data set which images its network takes.
+        trust_file: the file may run code, where its reader cannot keep it from that.
+        answers_only: a network that only answers will do, too.
 
     Raises:
         UserError: nothing of the kind, damaged files, or a factory that fails.
     """
     if isinstance(target, nn.Module):
-        return Target(model=target, name=type(target).__name__, identity="module")
+        model, notes = state_dicts.folded_copy(target)
+        return Target(model=model, name=type(target).__name__, identity="module", notes=notes)
     if str(target).startswith(zoo.PREFIX):
         if weights is not None:
             raise UserError("--weights: a network of the zoo has its own weights")
         return _from_zoo(zoo.find(str(target)))
+    sourced = find(str(target), None if weights is None else Path(weights), trust_file)
+    if sourced is not None and sourced.black_box and not answers_only:
+        raise UserError(f"{target}: this network only answers, which is enough for evaluate and nothing else")
+    if sourced is not None:
+        return _from_source(sourced, str(target))
     path = Path(str(target))
     try:
         path.exists()
@@ -166,6 +194,25 @@ def _from_zoo(network: zoo.ZooNetwork) -> Target:
         record={"run": place.facts},
         images=network.images,
         asked=list(training["asked"]),
+        claim=network.row.get("clean"),
+        claim_of=network.dataset,
+    )
+
+
+def _from_source(found: Sourced, reference: str) -> Target:
+    path = found.weights
+    return Target(
+        model=found.model,
+        name=found.name,
+        identity="module" if path is None else sha256(path),
+        weights=path,
+        record={"factory": reference},
+        preparation=found.preparation,
+        black_box=found.black_box,
+        labels=found.labels,
+        claim=found.claim,
+        claim_of=found.claim_of,
+        notes=list(found.notes),
     )
 
 
@@ -198,12 +245,22 @@ def _from_factory(reference: str, weights: str | Path | None) -> Target:
         raise UserError(f"{reference}: expected it to return a torch.nn.Module, got {type(model).__name__}")
     name, record = reference.partition(":")[2], {"factory": reference}
     if weights is None:
-        return Target(model=model.eval(), name=name, identity="module", factory=factory, record=record)
+        notes = state_dicts.fold(model)
+        return Target(
+            model=model.eval(), name=name, identity="module", factory=factory, record=record, notes=notes
+        )
     path = Path(weights)
     if record_of(path) is not None:
         load_shrunk(path, model)
+        notes = []
     else:
-        fill(model, load_weights(path), path)
+        notes = state_dicts.load(model, path)
     return Target(
-        model=model.eval(), name=name, identity=sha256(path), factory=factory, weights=path, record=record
+        model=model.eval(),
+        name=name,
+        identity=sha256(path),
+        factory=factory,
+        weights=path,
+        record=record,
+        notes=notes,
     )

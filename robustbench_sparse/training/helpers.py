@@ -23,12 +23,14 @@ import torch
 
 from attacks.base import Threat
 from robustbench_sparse.config.plan import RunPlan
+from robustbench_sparse.config.plugins import look_in, places
 from robustbench_sparse.data.prepared import PreparedData
 from robustbench_sparse.foundation.devices import cpu_threads
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.processes import command, environment, last_words
 from robustbench_sparse.foundation.progress import Progress, Silent
 from robustbench_sparse.runs.trained import Trained
+from robustbench_sparse.training.logs.base import Log
 from robustbench_sparse.training.parallel import Lost, joined
 from robustbench_sparse.training.trainer import Trainer
 
@@ -44,6 +46,7 @@ def train(
     checkpoint: Path,
     show: Progress,
     label: str = "",
+    log: Log | None = None,
 ) -> Trained:
     """Train a run in this process and its helpers, ``run.devices`` in all; arguments as of ``Trainer``.
 
@@ -53,7 +56,7 @@ def train(
         UserError: a helper has ended; the others are ended, too. The same command goes on after the last whole epoch.
     """
     if run.devices == 1:
-        return Trainer(run, data, threat, seed, checkpoint, show, label).train()
+        return Trainer(run, data, threat, seed, checkpoint, show, label, log=log).train()
     what: dict[str, Any] = {
         "run": run,
         "data": data.moved("cpu"),
@@ -69,7 +72,7 @@ def train(
             helpers.wait()
             device = _device(data.device.type, 0)
             with cpu_threads(threads), joined(what["meeting"], 0, run.devices, device) as ranks:
-                return Trainer(run, data, threat, seed, checkpoint, show, label, ranks).train()
+                return Trainer(run, data, threat, seed, checkpoint, show, label, ranks, log).train()
         except Lost as e:
             raise UserError(helpers.said() or f"a process beside this one does not answer: {e}") from None
         finally:
@@ -110,7 +113,7 @@ class _Helpers:
         for number, process in enumerate(self._processes, 1):
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended, and ``wait`` says so
-                process.stdin.write(pickle.dumps(number) + text)
+                process.stdin.write(pickle.dumps((number, places())) + text)
                 process.stdin.flush()
 
     def wait(self) -> None:
@@ -160,7 +163,8 @@ def _ending_with_the_first() -> Iterator[None]:
 
 def main() -> None:
     """Help to train one run to its end."""
-    number = int(pickle.load(sys.stdin.buffer))  # from the process that started this one
+    number, folders = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    look_in(folders)
     what: dict[str, Any] = pickle.load(sys.stdin.buffer)
     run: RunPlan = what["run"]
     device = _device(what["device"], number)

@@ -180,6 +180,8 @@ def state_memory(optimizer: torch.optim.Optimizer) -> float:
 
 
 def _check_batches(run: RunPlan, model: nn.Module, data: PreparedData) -> None:
+    if data.count("train") == 0:
+        raise UserError(f"runs.{run.label}: expected training images, got a data set with a test part alone")
     for stage in run.stages:
         if stage.config.batch_size > data.count("train"):
             raise UserError(

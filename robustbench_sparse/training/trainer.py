@@ -32,6 +32,7 @@ from robustbench_sparse.runs.trained import Trained
 from robustbench_sparse.sparsity.counting import count_layers, shares_of
 from robustbench_sparse.training.batch_norm import synchronise
 from robustbench_sparse.training.checkpoint import Checkpoint, Moment
+from robustbench_sparse.training.logs.base import Log, Logs
 from robustbench_sparse.training.minibatches import Minibatches
 from robustbench_sparse.training.parallel import Ranks, Several
 from robustbench_sparse.training.validation import Validation, keep
@@ -56,6 +57,7 @@ class Trainer:
         label: the bars' title.
         ranks: the processes that train together; this one alone by default. All of them get the same arguments, and the
             first one writes.
+        log: is told of every epoch.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Trainer:
         show: Progress,
         label: str = "",
         ranks: Ranks | None = None,
+        log: Log | None = None,
     ) -> None:
+        self.log = log or Logs()
         self.run, self.data, self.threat, self.show = run, data, threat, show
         self.task, self.ranks = run.task, ranks or Ranks()
         self.label = label or run.label
@@ -152,6 +156,7 @@ class Trainer:
                 self.ranks.align(self.model, self.defenses)
                 if self.ranks.leads:
                     self.checkpoint.write(Moment(stage=number, epoch=epoch, step=s.step), optimizer, schedule)
+                    self.log.epoch(self.trained.history)
         finally:
             task.close()
 

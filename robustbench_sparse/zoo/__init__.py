@@ -26,14 +26,17 @@ THREATS: dict[str, Norm] = {"Linf": "linf", "L2": "l2"}
 SHOWN = ("weight_sparsity", "channel_sparsity", "parameters", "nonzero_parameters", "verdict", "protocol")
 
 
-def list_models(dataset: str | None = None, threat: str | None = None) -> pd.DataFrame:
+def list_models(
+    dataset: str | None = None, threat_model: str | None = None, *, threat: str | None = None
+) -> pd.DataFrame:
     """The networks of the zoo, one row each, in the order of their names.
 
     A table and no list of names: what one looks for is a network of some accuracy at some size.
 
     Args:
         dataset: only those judged on this one, by the first part of their names (``mnist``); case does not matter.
-        threat: only those judged under this norm, ``Linf`` or ``L2``; case does not matter.
+        threat_model: only those judged under this norm, ``Linf`` or ``L2``; case does not matter.
+        threat: the same, under its earlier name.
 
     Returns:
         ``name``, ``dataset``, ``threat``, ``eps``, ``clean`` and ``robust`` (the row's worst case) in percent with
@@ -44,8 +47,9 @@ def list_models(dataset: str | None = None, threat: str | None = None) -> pd.Dat
         UserError: a norm or a data set that no network has; or a file of the zoo that was changed.
     """
     found = list(zoo.every())
-    if threat is not None:
-        norm = _norm(threat)
+    asked = _one(threat_model, threat)
+    if asked is not None:
+        norm = _norm(asked)
         found = [n for n in found if n.norm == norm]
     if dataset is not None:
         known = sorted({n.name.partition("/")[0] for n in found})
@@ -58,22 +62,36 @@ def list_models(dataset: str | None = None, threat: str | None = None) -> pd.Dat
     return table
 
 
-def load_model(name: str, *, threat: str | None = None) -> nn.Module:
+def load_model(
+    model_name: str,
+    dataset: str | None = None,
+    threat_model: str | None = None,
+    *,
+    threat: str | None = None,
+) -> nn.Module:
     """A network of the zoo, in eval mode on the CPU.
 
     Args:
-        name: as ``list_models`` has it.
-        threat: the norm that its numbers are expected to be of, ``Linf`` or ``L2``; None takes any.
+        model_name: as ``list_models`` has it; beside a ``dataset`` its second half is enough.
+        dataset: the first half of its name, as in ``mnist``; case does not matter. None takes it from ``model_name``.
+        threat_model: the norm that its numbers are expected to be of, ``Linf`` or ``L2``; None takes any.
+        threat: the same, under its earlier name.
 
     Returns:
         A module that maps images (B, C, H, W) in [0, 1] to logits (B, K).
 
     Raises:
-        UserError: no such network, numbers under another threat, or a file that was changed.
+        UserError: no such network, one of another data set, numbers under another threat, or a file that was changed.
     """
+    name = model_name.removeprefix(zoo.PREFIX)
+    if dataset is not None and "/" not in name:
+        name = f"{dataset.lower()}/{name}"
     network = zoo.find(name)
-    if threat is not None and _norm(threat) != network.norm:
-        raise UserError(f"threat: {network.name} was judged under {_shown(network.norm)}, not {threat}")
+    if dataset is not None and network.name.partition("/")[0] != dataset.lower():
+        raise UserError(f"dataset: {network.name} is not a network of {dataset}")
+    asked = _one(threat_model, threat)
+    if asked is not None and _norm(asked) != network.norm:
+        raise UserError(f"threat: {network.name} was judged under {_shown(network.norm)}, not {asked}")
     return network.place.network(**network.images)
 
 
@@ -151,6 +169,12 @@ def _row(network: ZooNetwork) -> dict[str, Any]:
         "robust_images": _images(row, "worst"),
         **{k: row.get(k) for k in SHOWN},
     }
+
+
+def _one(threat_model: str | None, threat: str | None) -> str | None:
+    if threat_model is not None and threat is not None:
+        raise UserError("threat: expected threat_model alone, got both")
+    return threat_model or threat
 
 
 def _norm(threat: str) -> Norm:

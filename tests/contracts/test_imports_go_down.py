@@ -22,9 +22,10 @@ ROOMS = {
     "attacks": (),
     "defenses": ("base", "tracing", "regularisers", "robust", "sparse"),
     "robustbench_sparse": (
-        "foundation", "engine", "data", "shifts", "models", "tasks", "sparsity", "config", "runs", "shrinking",
-        "reporting", "remote", "zoo", "training", "judging", "certificate", "verdict", "workspace", "workers", "pool",
-        "backends", "benchmark", "evaluation", "quantising", "studies", "cli",
+        "foundation", "engine", "data", "shifts", "models", "tasks", "sparsity", "config", "sources", "gate",
+        "runs", "shrinking", "reporting", "remote", "zoo", "training", "judging", "certificate", "verdict",
+        "workspace", "workers", "pool", "backends", "benchmark", "given", "evaluation", "exchange", "eval",
+        "quantising", "studies", "testing", "scaffolds", "pages", "cli",
     ),
 }  # fmt: skip
 # At the head of a package: what stands before every room, or speaks for all of them.
@@ -37,6 +38,7 @@ NEVER = {
     "certificate": {"training", "reporting", "shrinking"},
     "verdict": {"training", "reporting", "shrinking"},
     "evaluation": {"training", "benchmark", "shrinking"},
+    "pages": {"attacks", "training", "judging", "certificate", "benchmark", "evaluation", "shrinking"},
     "models": {"data", "engine", "shifts"},
     "shifts": {"data", "engine"},
     "data": {"engine"},

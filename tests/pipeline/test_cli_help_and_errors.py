@@ -8,8 +8,10 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -146,6 +148,8 @@ def test_lists_show_defaults_as_yaml_and_what_is_required() -> None:
 
 def test_configs_are_listed_with_name_and_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert "quickstart: quickstart\n" in call("list", "configs").stdout, "those that come along, by name"
+    monkeypatch.setattr("robustbench_sparse.foundation.shipped.folder", lambda kind: None)
     assert one_line(call("list", "configs")) == "configs: no benchmark files (*.yaml) here"
     (tmp_path / "configs" / "small").mkdir(parents=True)
     (tmp_path / "configs" / "b.yaml").write_text("name: b\nsource: a table\n")
@@ -193,10 +197,35 @@ def test_leaderboard_errors(tmp_path: Path) -> None:
     assert "pgd.csv: changed since it was stored" in one_line(call("leaderboard", str(folder)))
 
 
+def test_leaderboard_columns(tmp_path: Path) -> None:
+    folder = str(results(tmp_path))
+    chosen = call(
+        "leaderboard", folder, "--columns", "parameters, clean,rank,commit,clean", "--format", "csv"
+    )
+    head = chosen.stdout.splitlines()[0]
+    assert head == "benchmark,run,seed,parameters,clean,clean_lo,clean_hi,rank,commit"
+    shown = call("leaderboard", folder, "--columns", "pgd,commit").stdout.splitlines()
+    assert shown[3].split() == ["run", "pgd", "commit"]
+    assert shown[5].split() == ["a", "25.0", "c"]
+    table = call("leaderboard", folder, "--seeds", "--columns", "pgd", "--format", "markdown").stdout
+    assert "| run | seeds | pgd |" in table
+    assert "status" not in table
+    assert (
+        "\\toprule\nrun & pgd \\\\"
+        in call("leaderboard", folder, "--columns", "pgd", "--format", "latex").stdout
+    )
+    wrong = one_line(call("leaderboard", folder, "--columns", "clean,wrost"))
+    assert wrong.startswith(
+        "--columns: no column 'wrost' (did you mean 'worst' or 'worst_n'?); there are: benchmark, run, seed"
+    )
+    assert "expected names of columns" in one_line(call("leaderboard", folder, "--columns", " , "))
+
+
 # Check --------------------------------------------------------------------------------------------------
 
 
-def test_check(tmp_path: Path) -> None:
+def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     folder, reference = results(tmp_path), tmp_path / "reference.csv"
     reference.write_text(call("leaderboard", str(folder), "--format", "csv").stdout)
     held = call("check", str(folder), "--against", str(reference))
@@ -204,12 +233,48 @@ def test_check(tmp_path: Path) -> None:
     assert "still holds" in held.stdout
     results(tmp_path, status="crashed")
     broken = call("check", str(folder), "--against", str(reference))
-    assert broken.exit_code == 1
+    assert broken.exit_code == 2, "nothing fell, but something cannot be compared"
     head, *lines = broken.stdout.splitlines()
     assert head.split() == ["run", "column", "reference", "measured", "problem"]
     assert [line.split()[3] for line in lines] == ["pgd", "worst"]
     assert all(line.endswith("the cell is empty (pgd: crashed: boom)") for line in lines)
     assert "cannot be read" in one_line(call("check", str(folder), "--against", str(tmp_path / "none.csv")))
+
+
+def test_check_tells_a_fall_from_an_improvement_and_reports_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    measured, reference, report = tmp_path / "m.csv", tmp_path / "r.csv", tmp_path / "check.xml"
+    reference.write_text("run,seed,n,clean,pgd\na,0,1000,90,40\nb,0,1000,90,40\n")
+
+    def check(*rows: str, more: Sequence[str] = ()) -> Any:
+        measured.write_text("\n".join(["run,seed,n,clean,pgd", *rows]) + "\n")
+        return call("check", str(measured), "--against", str(reference), "--junit", str(report), *more)
+
+    better = check("a,0,1000,90,60", "b,0,1000,90,40")
+    assert better.exit_code == 0
+    assert "interval of the difference: +1" in better.stdout
+    fell = check("a,0,1000,90,60", "b,0,1000,90,20")
+    assert fell.exit_code == 1
+    suite = ElementTree.parse(report).getroot()[0]
+    assert {k: suite.get(k) for k in ("tests", "failures", "errors")} == {
+        "tests": "2", "failures": "1", "errors": "0",
+    }  # fmt: skip
+    a, b = suite
+    assert (a.get("name"), b.get("name")) == ("a (seed 0)", "b (seed 0)")
+    assert "better than the reference" in (a.findtext("system-out") or "")
+    assert str(b[-1].get("message")).startswith("pgd 20.00, the reference 40.00: 95 %")
+    assert "| b (seed 0) | pgd | 40.00 | 20.00 | **fell**: 95 %" in (tmp_path / "step.md").read_text()
+    assert check("a,0,1000,90,40").exit_code == 2
+    (tmp_path / "spread.csv").write_text(
+        "kind,change,run,seed,n,clean,pgd\n"
+        + "".join(f"machine,m{i},b,0,1000,90,{p}\n" for i, p in enumerate((30, 40, 50)))
+    )
+    wider = check("a,0,1000,90,40", "b,0,1000,90,20")  # t_2 x 10 points x sqrt(2): 60.9 of them are allowed
+    assert wider.exit_code == 0, wider.output
+    assert check("a,0,1000,90,20", "b,0,1000,90,20").exit_code == 1, "of a no machine was seen to move it"
+    assert "no spread over seeds" in one_line(check("a,1,1000,90,40", "b,1,1000,90,40", more=["--seeds"]))
 
 
 # Run and evaluate ---------------------------------------------------------------------------------------
@@ -266,7 +331,9 @@ def test_a_gap_in_a_row_that_was_worked_on_is_exit_code_1(seen: dict[str, Any], 
     result = call("run", "x.yaml", "--quiet")
     assert result.exit_code == 1
     assert "a (seed 0): pgd: crashed: boom" in result.stdout
-    assert call("run", "x.yaml", "--only", "b", "--quiet").exit_code == 0
+    hidden = call("run", "x.yaml", "--only", "b", "--quiet")
+    assert hidden.exit_code == 0
+    assert "boom" not in hidden.stdout, "what was not asked for is not shown"
     assert call("evaluate", "m:f", "--dataset", "digits").exit_code == 1
 
 

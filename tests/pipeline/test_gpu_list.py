@@ -95,7 +95,7 @@ def test_the_real_commands_run_with_tiny_settings(monkeypatch: pytest.MonkeyPatc
     configs = tmp_path / "configs"
     configs.mkdir()
     for name in gpu.CONFIGS:
-        raw = small()
+        raw = small(model={"name": "mlp", "hidden": [8]}, runs={"natural": {}}, attacks={"fgsm": "fgsm"})
         raw["name"] = name
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     out, only = tmp_path / "out", ",".join(["tests", "bench:cli", *gpu.CONFIGS])

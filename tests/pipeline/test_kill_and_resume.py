@@ -77,13 +77,11 @@ def test_a_killed_run_ends_with_the_same_numbers(
     assert not list(tmp_path.rglob("*.parts"))
 
 
-def test_the_same_seed_gives_the_same_leaderboard(config: Path, unbroken: bytes, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_leaderboard_and_what_is_finished_is_not_trained_again(
+    config: Path, unbroken: bytes, tmp_path: Path
+) -> None:
     subprocess.run(command(config, tmp_path), check=True, capture_output=True, env=environment())
     assert numbers(tmp_path) == unbroken
-
-
-def test_a_finished_benchmark_is_not_trained_again(config: Path, tmp_path: Path) -> None:
-    subprocess.run(command(config, tmp_path), check=True, capture_output=True, env=environment())
     weights = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("model.safetensors")}
     outcomes = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("outcomes/*.csv")}
     assert len(weights) == 2

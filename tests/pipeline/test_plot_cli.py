@@ -79,7 +79,8 @@ def test_features_of_one_run(results: Path, tmp_path: Path) -> None:
 
 
 def test_every_figure_is_tried_here_or_needs_another_task() -> None:
-    elsewhere = {"tradeoff"}  # draws evaluated rows: tests/exact/reporting/figures/test_tradeoff.py
+    # These draw evaluated rows: tests/exact/reporting/figures/test_tradeoff.py and test_eps_and_flips.py.
+    elsewhere = {"tradeoff", "eps", "flips"}
     assert {*WORDS, "features", "images"} | elsewhere == {*FIGURES}
 
 

@@ -28,7 +28,7 @@ FOLLOWS = 0.5  # share of images by which answers may differ after the clean one
 def robustness_carries_over(s: Subject) -> Finding:
     """The same attack on judged images and on others."""
     images = s.context.images
-    if images is None or s.threat.eps == 0:
+    if images is None or images.count("train") == 0 or s.threat.eps == 0:
         return skipped("no other images are known, or no ball")
     places = unseen(s)[0][:IMAGES].sort().values
     x, y = images.gather("train", places)
@@ -75,7 +75,8 @@ ROBUSTNESS_CARRIES_OVER = Check(
 def asking_around_changes_nothing(s: Subject) -> Finding:
     """Images asked for the first time, and others right after their clean ones."""
     images = s.context.images
-    if images is None or s.threat.eps == 0 or s.threat.eps == float("inf") or s.stochastic:
+    known = images is not None and images.count("train") > 0
+    if images is None or not known or s.threat.eps in (0, float("inf")) or s.stochastic:
         return skipped("no other images are known, no ball, or answers that are random")
     student = substitute_of(s)
     places = unseen(s)[0][IMAGES:]

@@ -20,7 +20,7 @@ from attacks.base import Threat
 from attacks.losses import margin
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.certificate.subject import Subject
-from robustbench_sparse.config.plugins import trust, trusted
+from robustbench_sparse.config.plugins import look_in, places, trust, trusted
 from robustbench_sparse.foundation.devices import choose_device
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json, write_json
@@ -59,6 +59,7 @@ class _Request:
     threads: int
     device: str
     trusted: list[str]
+    places: list[str]
 
 
 def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
@@ -82,6 +83,7 @@ def replay(s: Subject, folder: Path, candidate: Tensor, name: str) -> Replayed:
             threads=torch.get_num_threads(),  # sums of as many parts round alike
             device=s.x.device.type,
             trusted=trusted(),
+            places=places(),
         )
         write_json(asked, asdict(request))
         try:
@@ -110,6 +112,7 @@ def main(request_path: Path) -> None:
     request = _Request(**read_json(request_path))
     torch.set_num_threads(request.threads)
     trust(request.trusted)
+    look_in(request.places)
     on_gpu = request.device == "cuda" and torch.cuda.is_available()
     device = choose_device("cuda" if on_gpu else "cpu")
     given = load_file(Path(request.images))

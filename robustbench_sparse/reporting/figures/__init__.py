@@ -6,9 +6,11 @@ from robustbench_sparse.reporting.figures.base import TableDrawing as TableDrawi
 from robustbench_sparse.reporting.figures.channels import Channels
 from robustbench_sparse.reporting.figures.features import Features
 from robustbench_sparse.reporting.figures.filters import Filters
+from robustbench_sparse.reporting.figures.flips import Flips
 from robustbench_sparse.reporting.figures.layer import LayerPicture
 from robustbench_sparse.reporting.figures.neurons import Neurons
 from robustbench_sparse.reporting.figures.path import SettingPath
+from robustbench_sparse.reporting.figures.radii import AgainstEps
 from robustbench_sparse.reporting.figures.restored import Restored
 from robustbench_sparse.reporting.figures.skips import Skips
 from robustbench_sparse.reporting.figures.tradeoff import TradeOff
@@ -27,4 +29,6 @@ FIGURES: dict[str, type[Figures]] = {
     "neurons": Neurons,
     "images": Restored,
     "tradeoff": TradeOff,
+    "eps": AgainstEps,
+    "flips": Flips,
 }

@@ -11,7 +11,7 @@ from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.reporting.figures import FIGURES, Drawing, Figures, TableDrawing
 from robustbench_sparse.reporting.figures.finding import find_runs
 from robustbench_sparse.reporting.leaderboard import tabulate_all
-from robustbench_sparse.reporting.plots import new_figure, save
+from robustbench_sparse.reporting.plots import letters, new_figure, save
 
 ENDINGS = ("pdf", "png", "svg")
 OUT = "-o"
@@ -23,6 +23,7 @@ def make(
     path: Path,
     options: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
+    width: str | None = None,
 ) -> int:
     """Draw a figure of runs and write it.
 
@@ -31,6 +32,7 @@ def make(
         targets, only: the runs, see ``finding.find_runs``.
         path: the file; its ending, one of ``ENDINGS``, is the kind of file.
         options: the figure's settings.
+        width: ``one`` or ``two`` columns of a printed page, see ``plots.WIDTHS``; None: as large as it needs.
 
     Returns:
         How many runs it shows.
@@ -40,19 +42,20 @@ def make(
             is written then.
     """
     drawing = built(kind, options or {})
-    figure = new_figure(path, OUT, ENDINGS)
-    if isinstance(drawing, TableDrawing):
-        tables = [table for target in targets for table in tabulate_all(Path(target), only)]
-        _check_count(kind, drawing, len(tables), "table", "name fewer")
-        drawing.draw(figure, tables)
-        count = sum(table["run"].nunique() for table in tables)
-    else:
-        assert isinstance(drawing, Drawing)
-        runs = find_runs(targets, only)
-        _check_count(kind, drawing, len(runs), "run", "--only LABEL picks some")
-        drawing.draw(figure, runs)
-        count = len(runs)
-    save(figure, path, OUT)
+    figure = new_figure(path, OUT, ENDINGS, width)
+    with letters(width):
+        if isinstance(drawing, TableDrawing):
+            tables = [table for target in targets for table in tabulate_all(Path(target), only)]
+            _check_count(kind, drawing, len(tables), "table", "name fewer")
+            drawing.draw(figure, tables)
+            count = sum(table["run"].nunique() for table in tables)
+        else:
+            assert isinstance(drawing, Drawing)
+            runs = find_runs(targets, only)
+            _check_count(kind, drawing, len(runs), "run", "--only LABEL picks some")
+            drawing.draw(figure, runs)
+            count = len(runs)
+        save(figure, path, OUT)
     return count
 
 

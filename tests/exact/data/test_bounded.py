@@ -148,7 +148,7 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Image.Image, "convert", counted)
     content = picture(7)
     names = [str(i) for i in range(64)]
-    out = decode_images(names, lambda _: content, where="x", size=None, grayscale=False, limit=MIB)
+    out = decode_images(names, lambda _: content, where="x", fitting=None, grayscale=False, limit=MIB)
     assert most == [1]
     assert np.array_equal(out[:, 0], np.full((64, 8, 8), 7))
 

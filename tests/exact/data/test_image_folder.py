@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
+from robustbench_sparse import run_benchmark
+from robustbench_sparse.config.plugins import settings_of
+from robustbench_sparse.data.decode import Fitting, Interpolation
 from robustbench_sparse.data.image_folder import ImageFolder
 from robustbench_sparse.data.layout import arrange, natural_key
+from robustbench_sparse.data.prepared import PreparedData
+from robustbench_sparse.foundation.errors import UserError
 from tests.helpers.picture_files import (
     Files,
     error,
@@ -144,7 +150,7 @@ def test_resizing_equals_pillows(tmp_path: Path) -> None:
         (
             {},
             "no class folders in train/: expected train/<class>/<image> and "
-            "test/<class>/<image>, found nothing",
+            "test/<class>/<image>, test/ alone, or <class>/<image>, found nothing",
         ),
         (without(pets(), "test/"), "no class folders in test/"),
         ({**without(pets(), "train/"), "Train/cat/0.png": b""}, "found Train, test"),
@@ -279,3 +285,95 @@ def test_real_zip_has_all_images_in_order(data_root: Path, tmp_path: Path) -> No
     assert (means - torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float64)).abs().max() < 0.025
     pixels = np.asarray(Image.open(io.BytesIO(zipfile.ZipFile(small).read(names[7]))))
     assert np.array_equal(data.train_x[7].permute(1, 2, 0).numpy(), pixels)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("around", ["", "test/"])
+def test_images_that_are_only_judged_need_no_training_part(tmp_path: Path, kind: str, around: str) -> None:
+    files = {
+        f"{around}{label}/{i}.png": picture(v) for label, i, v in [("b", 10, 4), ("b", 9, 3), ("a", 1, 2)]
+    }
+    files["README"] = b"mine"
+    write, name = (write_folder, "x") if kind == "folder" else (write_zip, "x.zip")
+    data = load(write(tmp_path / name, files))
+    assert (data.classes, len(data.train_y), tuple(data.train_x.shape)) == (("a", "b"), 0, (0, 3, 8, 8))
+    assert data.test_x[:, 0, 0, 0].tolist() == [2, 3, 4]
+    assert data.test_y.tolist() == [0, 1, 1]
+    assert load(tmp_path / name).fingerprint == data.fingerprint  # from the cache
+    prepared = PreparedData(data, validation=0)
+    assert (prepared.count("train"), prepared.count("test")) == (0, 3)
+    with pytest.raises(ValueError, match="validation: expected 0 to 0 of the 0 training images"):
+        PreparedData(data, validation=1)
+
+
+def test_plain_folders_hold_images_and_nothing_else(tmp_path: Path) -> None:
+    files = {"a/1.png": picture(1), "b/1.png": picture(2)}
+    deeper = write_zip(tmp_path / "x.zip", {**files, "b/more/1.png": picture(3)})
+    assert "b/more/1.png is out of place: expected <class>/<image>" in error(deeper)
+    empty = write_zip(tmp_path / "y.zip", {**files, "c/": b""})
+    assert "no images in c/ " in error(empty)
+
+
+def test_the_current_folder_comes_before_the_data_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, root = tmp_path / "here", tmp_path / "root"
+    for place, value in ((here, 1), (root, 2)):
+        write_folder(place / "x", {"a/1.png": picture(value), "b/1.png": picture(value)})
+    monkeypatch.chdir(here)
+    spec = ImageFolder(path="x")
+    assert int(spec.load(root, tmp_path / "cache").test_x[0, 0, 0, 0]) == 1
+    monkeypatch.chdir(tmp_path)
+    assert int(spec.load(root, tmp_path / "cache").test_x[0, 0, 0, 0]) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(23, 31), (31, 23), (16, 16), (20, 200)])
+@pytest.mark.parametrize(("crop", "interpolation"), [(0.875, "bicubic"), (1.0, "bilinear"), (0.9, "nearest")])
+def test_images_are_cut_as_torchvision_does(
+    width: int, height: int, crop: float, interpolation: Interpolation
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    mode = getattr(InterpolationMode, interpolation.upper())
+    expected = center_crop(resize(image, int(16 / crop), mode), [16, 16])
+    assert np.array_equal(np.asarray(Fitting(16, crop, interpolation)(image)), np.asarray(expected))
+
+
+def test_cut_images_have_a_record_and_a_name_of_their_own(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {name: noise(i) for i, name in enumerate(pets())})
+    whole, cut = load(path, size=8), load(path, size=8, crop=0.5)
+    assert whole.fingerprint != cut.fingerprint
+    assert load(path, size=8).fingerprint == whole.fingerprint
+    spec = ImageFolder(path="x", size=8, crop=0.5, interpolation="bicubic")
+    assert {"crop", "interpolation"} <= settings_of(spec).keys()
+    assert not {"crop", "interpolation"} & settings_of(ImageFolder(path="x", size=8)).keys()
+    assert spec.said() == (
+        "images resized to 16 pixels on their shorter side (bicubic), of which the 8 x 8 at the centre are kept"
+    )
+    assert ImageFolder(path="x", size=8).said() == "images resized to 8 x 8 pixels (bilinear)"
+    assert ImageFolder(path="x").said() == ""
+
+
+def test_what_a_crop_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"crop: expected a share in \(0, 1\]"):
+        ImageFolder(path="x", size=8, crop=1.5)
+    with pytest.raises(ValueError, match="crop: expected `size` with it"):
+        ImageFolder(path="x", crop=0.5)
+    with pytest.raises(ValueError, match="once resized, are more than"):
+        Fitting(224, 0.875)(Image.new("RGB", (1, 10_000)))
+
+
+def test_nothing_is_trained_on_a_test_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBS_CACHE", str(tmp_path / "cache"))
+    path = write_folder(tmp_path / "x", {"a/1.png": picture(1), "b/1.png": picture(2)})
+    config = {
+        "name": "t",
+        "data": {"name": "image_folder", "path": str(path)},
+        "model": "mlp",
+        "train": {"epochs": 1, "selection": "last"},
+        "runs": {"r": {}},
+    }
+    with pytest.raises(
+        UserError, match=r"runs\.r: expected training images, got a data set with a test part alone"
+    ):
+        run_benchmark(config, out=tmp_path, jobs=1)

@@ -13,6 +13,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.paired import compare
 from robustbench_sparse.reporting.comparison import compare_runs, text_of
 from robustbench_sparse.runs.certificate_record import chosen_places
+from tests.helpers.commands import call, one_line
 from tests.helpers.sealing import sealed
 from tests.helpers.written_rows import SETTINGS, Written, number, written
 
@@ -101,3 +102,14 @@ def test_a_corrected_number_is_compared_on_the_examined_images(tmp_path: Path) -
     assert (worst["low"], worst["high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
     lost = [f"-{places[i]}" for i in expected.lost]
     assert worst["flips"].split() == lost + [f"+{places[i]}" for i in expected.won]
+
+
+def test_columns_are_shown_as_they_are_asked_for(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path, {"a": (1, 0, 0, 0), "b": (0, 1, 1, 0)})
+    runs = [folder / "runs" / name for name in ("a", "b")]
+    shown = call("compare", *runs, "--columns", "difference,lost,won,flips").stdout.splitlines()
+    assert shown[-2].split() == ["difference", "lost", "won", "flips"]
+    assert shown[-1].split() == ["clean", "-25.0", "1", "2", "-0", "+1", "+2"]
+    written = call("compare", *runs, "--columns", "p,n", "--format", "csv").stdout.splitlines()
+    assert (written[0], len(written)) == ("attack,p,n", 2)
+    assert "did you mean 'difference'" in one_line(call("compare", *runs, "--columns", "diference"))

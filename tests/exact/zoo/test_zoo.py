@@ -94,6 +94,24 @@ def test_a_network_is_loaded_with_its_weights(name: str) -> None:
     assert nonzero == network.row["nonzero_parameters"]
 
 
+def test_networks_are_called_as_robustbench_calls_them() -> None:
+    data, _, short = NAMES[-1].partition("/")
+    same = [
+        load_model(NAMES[-1]),
+        load_model(model_name=short, dataset=data.upper(), threat_model="Linf"),
+        load_model(f"zoo:{NAMES[-1]}", dataset=data, threat_model="linf"),
+    ]
+    tensors = [list(model.parameters()) for model in same]
+    assert all(torch.equal(a, b) for other in tensors[1:] for a, b in zip(tensors[0], other, strict=True))
+    assert list_models(data, "Linf")["name"].tolist() == list_models(data, threat="Linf")["name"].tolist()
+    with pytest.raises(UserError, match=f"dataset: {NAMES[-1]} is not a network of cifar10jpeg"):
+        load_model(NAMES[-1], dataset="cifar10jpeg")
+    with pytest.raises(UserError, match=r"was judged under Linf, not L2"):
+        load_model(short, dataset=data, threat_model="L2")
+    with pytest.raises(UserError, match="expected threat_model alone"):
+        list_models(threat_model="Linf", threat="Linf")
+
+
 def test_what_is_asked_for_wrongly() -> None:
     name = NAMES[0]
     with pytest.raises(UserError, match=f"no such network .did you mean '{name}'"):

@@ -1,0 +1,1 @@
+"""Tests of the skeletons of plug-ins."""
