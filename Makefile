@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: quickstart test bench results-pages scaling gpu fuzz check format lint types package docs clean help
+.PHONY: quickstart test long bench results-pages scaling gpu fuzz check format lint types package docs clean help
 
 help:
 	@echo "make quickstart  train and attack seven networks on embedded digits, print the table"
 	@echo "make test        the tests (RBS_DATA=DIR adds those that need the real data sets)"
+	@echo "make long        further cases of what the tests show: kinds of networks, moments of kills, whole benchmark scripts"
 	@echo "make bench       time attacks and training beside other libraries (OPTIONS='--device cuda' and others)"
 	@echo "make results-pages  fill the tables of docs/results and draw their figures, from results/reference"
 	@echo "make scaling     measure the tables of docs/scaling.md anew"
@@ -35,7 +36,10 @@ quickstart: $(STAMP)
 	$(BIN)/robustbench-sparse run configs/quickstart.yaml --out results
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not long"
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m long
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $(OPTIONS)

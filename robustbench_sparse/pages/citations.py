@@ -34,8 +34,21 @@ _PAPERS: dict[str, tuple[str, str, int, str]] = {
         "CLIP: Cheap Lipschitz Training of Neural Networks", 2021, "2103.12531"),
     "wang2018enresnet": (
         "Wang, Bao and Yuan, Binjie and Shi, Zuoqiang and Osher, Stanley J.",
-        "EnResNet: ResNets Ensemble via the Feynman-Kac Formalism for Adversarial Defense and Beyond",
-                         2018, "1811.10745"),
+        "ResNets Ensemble via the Feynman-Kac Formalism to Improve Natural and Robust Accuracies", 2018,
+        "1811.10745"),
+    "dinh2018rvsm": (
+        "Dinh, Thu and Xin, Jack", "Convergence of a Relaxed Variable Splitting Method for Learning Sparse Neural "
+        "Networks via l1, l0, and transformed-l1 Penalties", 2018, "1812.05719"),
+    "dinh2019rvscgd": (
+        "Dinh, Thu and Xin, Jack", "Convergence of a Relaxed Variable Splitting Coarse Gradient Descent Method for "
+        "Learning Sparse Weight Binarized Activation Neural Network", 2019, "1901.09731"),
+    "dinh2020rgsm": (
+        "Dinh, Thu and Wang, Bao and Bertozzi, Andrea L. and Osher, Stanley J. and Xin, Jack",
+        "Sparsity Meets Robustness: Channel Pruning for the Feynman-Kac Formalism Principled Robust Deep Neural Nets",
+        2020, "2003.00631"),
+    "piras2025": (
+        "Piras, Giorgio and Zhao, Qi and Brau, Fabio and Pintor, Maura and Wressnegger, Christian and Biggio, "
+        "Battista", "S2AP: Score-space Sharpness Minimization for Adversarial Pruning", 2025, "2510.18381"),
     "amini2024": (
         "Amini, Sajjad and Teymoorianfard, Mohammadreza and Ma, Shiqing and Houmansadr, Amir",
         "MeanSparse: Post-Training Robustness Enhancement Through Mean-Centered Feature Sparsification", 2024,
@@ -82,6 +95,7 @@ _OF = {
     "mean_sparse": "amini2024", "quantise": "jacob2018", "linbreg": "bungert2022", "adabreg": "bungert2022",
     "proxsgd": "bungert2022", "lasso": "bungert2022", "sparse_init": "bungert2022", "admm": "zhang2018admm",
     "hold_zeros": "han2015", "magnitude_prune": "han2015", "l1_filter_prune": "li2017", "network_slimming": "liu2017",
+    "rvsm": "dinh2018rvsm", "rvscgd": "dinh2019rvscgd", "rgsm": "dinh2020rgsm", "s2ap": "piras2025",
     "hydra": "sehwag2020", "set": "mocanu2018", "rigl": "evci2020", "flying_bird": "chen2022",
 }  # fmt: skip
 

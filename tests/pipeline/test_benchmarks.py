@@ -32,6 +32,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_every_default_row_is_measured_printed_and_written(tmp_path: Path) -> None:
     done = bench("--out", str(tmp_path / "result.md"))
     assert done.returncode == 0, done.stdout + done.stderr

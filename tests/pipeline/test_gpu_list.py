@@ -91,6 +91,7 @@ def test_the_list_names_its_items_and_refuses_others() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_real_commands_run_with_tiny_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs = tmp_path / "configs"
     configs.mkdir()

@@ -24,11 +24,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     "kill",
     [
         ("before", "*/checkpoint.pt", 2),
-        ("after", "*/snapshots/0-2.safetensors", 1),  # and before the checkpoint that knows of it
+        # And before the checkpoint that knows of it.
+        pytest.param(("after", "*/snapshots/0-2.safetensors", 1), marks=pytest.mark.long),
         ("after", "*/outcomes/pgd.csv", 1),  # and before its .json
-        ("before", "*/outcomes/pgd.json", 2),
+        pytest.param(("before", "*/outcomes/pgd.json", 2), marks=pytest.mark.long),
         ("after", "*/files.json", 3),  # training is stored, and its checkpoint is still there
-        ("after", "*/files.json", 5),  # an outcome, and its parts
+        pytest.param(("after", "*/files.json", 5), marks=pytest.mark.long),  # an outcome, and its parts
     ],
     ids=lambda kill: " ".join(map(str, kill)),
 )
