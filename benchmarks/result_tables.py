@@ -84,6 +84,8 @@ def _given(what: str | Sequence[Any], place: int, data: pd.DataFrame, run: str) 
     seeds = data[data["run"] == run]
     if seeds.empty:
         raise ValueError(f"{run}: no such row")
+    if "status" in seeds.columns and (there := seeds["status"] != "not trained").any():
+        seeds = seeds[there]  # a seed to come is no gap in those that are there
     text = " ".join(words)
     joint = next((j for j in (" / ", " at ") if j in text), "\n")
     cells = [_cell(part.split(), seeds, data, asked) for part in text.split(joint)]

@@ -222,7 +222,8 @@ def _cell(row: pd.Series[Any], name: str, over_seeds: bool, document: bool) -> t
         published = f"(published {published})" if document else f"({published})"
     n, counted = row.get("n"), row.get("worst_n") if name == "worst" else None
     few = counted is not None and not pd.isna(counted) and not pd.isna(n) and counted != n
-    return value, spread, published, f"of {counted} images" if few else ""
+    counts = (f"of {counted} images" if document else f"of {counted}") if few else ""
+    return value, spread, *((published, counts) if published else (counts, ""))
 
 
 def _number(value: float | None, form: str) -> str:
