@@ -23,8 +23,8 @@ from robustbench_sparse.exchange.entry import KEYS, percent, shown_eps
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_json, write_json
 from robustbench_sparse.foundation.progress import Progress
+from robustbench_sparse.zoo import THREATS
 
-THREATS: dict[str, Norm] = {"Linf": "linf", "L2": "l2"}
 # What theirs has and ours does elsewhere -> where.
 ELSEWHERE = {
     "preprocessing": "give the data set as {name: image_folder, path: ..., size: 224, crop: 0.875}",

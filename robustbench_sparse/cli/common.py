@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 # Nothing heavy may be imported up here: `--help` has to answer at once.
 from robustbench_sparse.foundation.errors import UserError, near, one_line
+
+if TYPE_CHECKING:
+    from robustbench_sparse.foundation.progress import Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +67,20 @@ def guarded(verb: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from None
 
     return run
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Where a command's progress goes: bars on the error stream, or nowhere."""
+    from robustbench_sparse.foundation.progress import RichProgress, Silent
+
+    if quiet:
+        yield Silent()
+        return
+    from rich.console import Console
+
+    with RichProgress(Console(stderr=True)) as show:
+        yield show
 
 
 def located(text: str) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_sparse.cli.common import DataRoot, TrustPlugins, modules_of
+from robustbench_sparse.cli.common import DataRoot, TrustPlugins, modules_of, progress
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, judged to its end.", show_default=False)
@@ -82,10 +81,7 @@ def export(
           --title "Sparse and robust" --authors "Jane Doe" --venue Unpublished
       robustbench-sparse export RUN -o out --no-adversarials
     """
-    from rich.console import Console
-
     from robustbench_sparse.exchange.export import export as write
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
 
     known = {
         "name": title,
@@ -96,8 +92,7 @@ def export(
         "reported": None if reported is None else f"{reported:g}",
         "additional_data": additional_data,
     }
-    with contextlib.ExitStack() as stack:
-        show = Silent() if quiet else stack.enter_context(RichProgress(Console(stderr=True)))
+    with progress(quiet) as show:
         files = write(
             run,
             output,
@@ -146,13 +141,9 @@ def challenge(
       robustbench-sparse challenge RUN theirs.safetensors --author "A team" \\
           --network mynets:cnn --weights net.safetensors
     """
-    from rich.console import Console
-
     from robustbench_sparse.exchange.challenge import challenge as settle
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
 
-    with contextlib.ExitStack() as stack:
-        show = Silent() if quiet else stack.enter_context(RichProgress(Console(stderr=True)))
+    with progress(quiet) as show:
         done = settle(
             run,
             file,

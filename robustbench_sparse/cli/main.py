@@ -7,8 +7,7 @@ Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the refer
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +33,7 @@ from robustbench_sparse.cli.common import (
     guarded,
     located,
     modules_of,
+    progress,
     radius,
 )
 from robustbench_sparse.foundation.errors import UserError
@@ -42,7 +42,6 @@ from robustbench_sparse.foundation.tuning import tune_process
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_sparse.foundation.progress import Progress
 
 PROGRAM = "robustbench-sparse"
 app = typer.Typer(
@@ -190,7 +189,7 @@ def run(
 
     chosen = _numbers(seeds)
     labels = [label for text in only or [] for label in text.split(",")]
-    with _progress(quiet) as show:
+    with progress(quiet) as show:
         table = run_benchmark(
             config,
             out=out,
@@ -322,7 +321,7 @@ def evaluate(
     chosen = None if eps is None else radius(eps)
     from robustbench_sparse.evaluation import evaluate as judge
 
-    with _progress(quiet) as show:
+    with progress(quiet) as show:
         table = judge(
             target,
             weights=weights,
@@ -479,19 +478,6 @@ def _speed(precision: str | None, compile: str | None, parts: tuple[str, ...]) -
 def _certified(level: str | None, seconds: int | None) -> list[str]:
     out = [] if level is None else [f"evaluation.certificate={level}"]
     return out if seconds is None else [*out, f"evaluation.certificate_seconds={seconds}"]
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
-
-    if quiet:
-        yield Silent()
-        return
-    from rich.console import Console
-
-    with RichProgress(Console(stderr=True)) as show:
-        yield show
 
 
 def _print(tables: list[pd.DataFrame], form: str, names: Sequence[str] = ()) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from robustbench_sparse.cli.common import progress
 
 
 def push(
@@ -39,13 +40,9 @@ def push(
       robustbench-sparse leaderboard s3://bucket/tables/quickstart
       robustbench-sparse explain s3://bucket/tables/quickstart/runs/pgd_at-s0-1a2b3c4d
     """
-    from rich.console import Console
-
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
     from robustbench_sparse.remote.push import push as send
 
-    with contextlib.ExitStack() as stack:
-        show = Silent() if quiet else stack.enter_context(RichProgress(Console(stderr=True)))
+    with progress(quiet) as show:
         done = send(results, place, show, replace=replace, verify=verify)
     for sent in done:
         left = f"; left out: {sent.left} that are not finished" if sent.left else ""

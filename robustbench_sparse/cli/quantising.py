@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_sparse.cli.common import Changes, DataRoot, TrustPlugins, check_format, modules_of, radius
+from robustbench_sparse.cli.common import (
+    Changes,
+    DataRoot,
+    TrustPlugins,
+    check_format,
+    modules_of,
+    progress,
+    radius,
+)
 from robustbench_sparse.cli.sparsity import DatasetName, Form, TargetName, Weights
 
 
@@ -56,16 +63,12 @@ def quantise(
     """
     check_format(form, ("table", "csv", "markdown"))
     chosen = None if eps is None else radius(eps)
-    from rich.console import Console
-
     from robustbench_sparse.config import plugins
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
     from robustbench_sparse.quantising import quantise as quantising
     from robustbench_sparse.reporting.quantised import show_quantised
 
     plugins.trust(modules_of(trust_plugins))
-    with contextlib.ExitStack() as stack:
-        show = Silent() if quiet else stack.enter_context(RichProgress(Console(stderr=True)))
+    with progress(quiet) as show:
         report = quantising.quantise(
             target,
             output,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_sparse.cli.common import DataRoot, TrustPlugins, located, modules_of
+from robustbench_sparse.cli.common import DataRoot, TrustPlugins, located, modules_of, progress
 
 if TYPE_CHECKING:
     from robustbench_sparse.pages.writing import Wishes
@@ -58,18 +58,13 @@ def report(
       robustbench-sparse report results/reference zoo: -o docs/sample
       robustbench-sparse report results/mine --latency --gallery 24 -o report
     """
-    from rich.console import Console
 
-    from robustbench_sparse.foundation.progress import RichProgress, Silent
     from robustbench_sparse.pages.writing import INDEX, write_report
 
     wishes = _wishes(title, configs, data_root, trust_plugins, gallery, not no_runs, not no_charts, latency)
     places = [_place(text) for text in results]
-    if quiet:
-        rows = write_report(places, out, wishes, Silent())
-    else:
-        with RichProgress(Console(stderr=True)) as show:
-            rows = write_report(places, out, wishes, show)
+    with progress(quiet) as show:
+        rows = write_report(places, out, wishes, show)
     typer.echo(f"written: {out / INDEX} ({rows} row{'s' * (rows != 1)})", err=True)
 
 

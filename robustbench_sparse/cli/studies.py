@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from robustbench_sparse.cli.common import progress
 from robustbench_sparse.foundation.errors import UserError
 
 
@@ -61,14 +61,7 @@ def study(
         raise UserError(f"study {name}: --out: expected a folder")
     if not can_draw():
         typer.echo(NO_FIGURE, err=True)  # before the work, which may be long
-    with ExitStack() as stack:
-        from robustbench_sparse.foundation.progress import Progress, RichProgress, Silent
-
-        show: Progress = Silent()
-        if not quiet:
-            from rich.console import Console
-
-            show = stack.enter_context(RichProgress(Console(stderr=True)))
+    with progress(quiet) as show:
         result, files = make(name, out, settings, figure, show)
     for line in result.lines():
         typer.echo(line)

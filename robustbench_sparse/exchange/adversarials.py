@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attacks.base import SampleRandom
 from robustbench_sparse.config.plan import AttackPlan
 from robustbench_sparse.exchange.row import BATCH, Row
 from robustbench_sparse.runs import names
+
+STREAM = "judge/export"  # of the noise of a random network
 
 
 def stored_adversarials(row: Row) -> dict[int, list[Tensor]]:
@@ -35,9 +36,9 @@ def worst_images(row: Row) -> tuple[Tensor, Tensor]:
     Returns:
         Images (n, C, S, S) in [0, 1] within the benchmark's ball, and shares (n,); on the CPU.
     """
-    x, y = row.data.gather("test", torch.arange(row.data.count("test")))
+    x, y = row.clean()
     index = row.data.test_indices
-    best, right = x.clone(), _right(row, x, y, index)
+    best, right = x.clone(), row.right(x, y, index, STREAM)
     kept = stored_adversarials(row)
     deep = max((len(images) for images in kept.values()), default=0)
     for turn in range(deep):
@@ -70,18 +71,8 @@ def _take(
     """Keep what fools better than what is there, and lies in the benchmark's ball."""
     threat = row.plan.threat
     legal = (threat.size(tried - x[at]) <= threat.reach).cpu()
-    now = _right(row, tried, y[at], index[at])
+    now = row.right(tried, y[at], index[at], STREAM)
     better = at[legal & (now < right[at])]
     taken = (legal & (now < right[at])).nonzero().flatten()
     best[better] = tried[taken]
     right[better] = now[taken]
-
-
-def _right(row: Row, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-    """Share of draws classified right, in float32, (B,) on the CPU; 1 where the logits are not finite."""
-    out = []
-    for at in torch.split(torch.arange(len(x)), BATCH):
-        random = SampleRandom.for_images(row.judge.settings.seed, "judge/export", index[at].tolist())
-        _, correct, finite = row.judge.verdict(x[at], y[at], random)
-        out.append(torch.where(finite, correct, torch.ones_like(correct)))
-    return torch.cat(out) if out else torch.empty(0)

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.base import SampleRandom, Threat
+from attacks.base import Threat
 from robustbench_sparse.config.plugins import trust
 from robustbench_sparse.exchange.images import check_images, read_images
-from robustbench_sparse.exchange.row import BATCH, Row, open_row
+from robustbench_sparse.exchange.row import Row, open_row
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.foundation.files import save_weights, sha256, write_json, write_text
 from robustbench_sparse.foundation.intervals import wilson
@@ -120,7 +120,7 @@ def challenge(
 
 def _candidates(row: Row, file: Path) -> tuple[Tensor, Tensor, Tensor]:
     """The file's adversarials of the judged images, inside the box, these images, and their labels."""
-    x, y = row.data.gather("test", torch.arange(row.data.count("test")))
+    x, y = row.clean()
     every = row.dataset.test_x
     found = read_images(file, every.numel()).to(x.device)
     if len(found) == len(every) != len(x):  # of the whole test part
@@ -131,21 +131,12 @@ def _candidates(row: Row, file: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _judged(row: Row, candidate: Tensor, y: Tensor) -> Tensor:
-    """Share of draws in which the row's network classifies each adversarial right, in float32, (n,) on the CPU.
-
-    An image for which its logits are not finite has no verdict: nothing is claimed of it.
-    """
-    index, out = row.data.test_indices, []
+    """Share of draws in which the row's network classifies each adversarial right, see ``Row.right``."""
     task = row.judge.show.start(f"{row.place.label} challenge", len(candidate), "images", 0)
     try:
-        for at in torch.split(torch.arange(len(candidate)), BATCH):
-            random = SampleRandom.for_images(row.judge.settings.seed, "judge/challenge", index[at].tolist())
-            _, correct, finite = row.judge.verdict(candidate[at], y[at], random)
-            out.append(torch.where(finite, correct, torch.ones_like(correct)))
-            task.advance(len(at))
+        return row.right(candidate, y, row.data.test_indices, "judge/challenge", task.advance)
     finally:
         task.close()
-    return torch.cat(out)
 
 
 def _settle(

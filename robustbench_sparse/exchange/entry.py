@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from robustbench_sparse import zoo
 from robustbench_sparse.config.plugins import settings_with_defaults
 from robustbench_sparse.foundation.errors import UserError
 
@@ -34,7 +35,7 @@ KEYS = (
     "autoattack_acc",
     "footnote",
 )
-THREATS = {"linf": "Linf", "l2": "L2"}
+THREATS = {norm: shown for shown, norm in zoo.THREATS.items()}
 ABOUT = (
     "link",
     "name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.base import SampleRandom
 from attacks.transfer import NOISE_OFF
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.config.plan import Plan
@@ -69,10 +70,35 @@ class Row:
         """The benchmark's."""
         return self.place.path.parents[1]
 
-    @property
-    def images(self) -> Tensor:
-        """The judged images, in [0, 1], (n, C, S, S)."""
-        return self.data.gather("test", torch.arange(self.data.count("test")))[0]
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The judged images in [0, 1], (n, C, S, S), and their labels (n,)."""
+        return self.data.gather("test", torch.arange(self.data.count("test")))
+
+    def right(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        stream: str,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Tensor:
+        """Share of draws in which the row's network classifies images right, in float32, (B,) on the CPU.
+
+        An image for which its logits are not finite has no verdict: it counts as right, nothing is claimed of it.
+
+        Args:
+            x, y: images (B, C, S, S) and labels (B,).
+            index: the images' positions in the data set, (B,).
+            stream: names the noise of a random network.
+            advance: told of every so many images that are done.
+        """
+        out = []
+        for at in torch.split(torch.arange(len(x)), BATCH):
+            random = SampleRandom.for_images(self.judge.settings.seed, stream, index[at].tolist())
+            _, correct, finite = self.judge.verdict(x[at], y[at], random)
+            out.append(torch.where(finite, correct, torch.ones_like(correct)))
+            advance(len(at))
+        return torch.cat(out) if out else torch.empty(0)
 
 
 def open_row(

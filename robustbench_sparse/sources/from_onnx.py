@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_sparse.foundation.errors import UserError, check_installed, one_line
+from robustbench_sparse.foundation.errors import UserError, check_installed
 from robustbench_sparse.sources.base import Request, Source, Sourced, check_file, no_weights_here
 from robustbench_sparse.sources.front import in_parts
 from robustbench_sparse.sources.preparation import Preparation
+from robustbench_sparse.sparsity.quantise.onnx_network import session_of
 
 MOST_BYTES = 1 << 31  # the format's own limit of one file
 _TYPES = {
@@ -44,7 +45,7 @@ class OnnxAnswers(nn.Module):
         # A tensor, so that it is part of what names the network.
         digest = hashlib.sha256(graph).digest()
         self.register_buffer("sha256", torch.tensor(list(digest), dtype=torch.uint8))
-        self._session = _session(graph, threads)
+        self._session = session_of(graph, threads)
         self.given, self.answer = _ends(self._session)
         self.last = _channels_last(self.given.shape)
         self.dtype = _TYPES[self.given.type]
@@ -60,7 +61,7 @@ class OnnxAnswers(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A session is no copy's to share, and cannot be copied itself.
         self.__dict__.update(state)
-        self._session = _session(self.graph, self.threads)
+        self._session = session_of(self.graph, self.threads)
         self.given, self.answer = _ends(self._session)
 
     @property
@@ -110,21 +111,6 @@ class Onnx(Source):
             black_box=True,
             notes=notes,
         )
-
-
-def _session(graph: bytes, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # it raises what it likes
-        hint = (
-            "; save it as one file" if "external" in str(e).lower() or "file_size" in str(e).lower() else ""
-        )
-        raise UserError(f"onnxruntime cannot run the file: {one_line(e)[:200]}{hint}") from None
 
 
 def _ends(session: Any) -> tuple[Any, Any]:

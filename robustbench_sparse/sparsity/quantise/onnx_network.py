@@ -31,7 +31,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, graph: bytes, stand_in: nn.Module | None = None, threads: int = 1) -> None:
         super().__init__()
         self.graph, self.threads = graph, threads
-        self._session = _session(graph, threads)
+        self._session = session_of(graph, threads)
         # Not a submodule: its layers are no part of this network.
         self.__dict__["stand_in"] = stand_in
         self.eval()
@@ -42,7 +42,7 @@ class OnnxNetwork(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A session is no copy's to share, and cannot be copied itself.
         self.__dict__.update(state)
-        self._session = _session(self.graph, self.threads)
+        self._session = session_of(self.graph, self.threads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> logits (B, K), float32."""
@@ -54,16 +54,23 @@ class OnnxNetwork(nn.Module):
         return instead
 
 
-def _session(graph: bytes, threads: int) -> Any:
+def session_of(graph: bytes, threads: int) -> Any:
+    """onnxruntime's session of a file's bytes, on the CPU.
+
+    Raises:
+        UserError: a file that onnxruntime cannot run.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says of a file is raised, and told once
     options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # it raises what it likes
-        raise UserError(f"onnxruntime cannot run the file: {one_line(e)[:200]}") from None
+        elsewhere = any(word in str(e).lower() for word in ("external", "file_size"))
+        hint = "; save it as one file" if elsewhere else ""
+        raise UserError(f"onnxruntime cannot run the file: {one_line(e)[:200]}{hint}") from None
 
 
 class _Instead(torch.autograd.Function):
