@@ -23,6 +23,12 @@ from robustbench_sparse.testing.references import read
 from tests.helpers.linear_nets import EPS, images, trained, truth
 
 
+@pytest.fixture(autouse=True)
+def outside_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests find is no finding about this project, and has no place in its own summary."""
+    monkeypatch.setattr(session, "at_work", lambda: None)
+
+
 class Linear(nn.Module):
     """Softmax regression on the digits; ``noise`` spoils its weights."""
 
@@ -55,7 +61,6 @@ def test_the_share_is_the_true_one_and_has_to_reach_what_was_asked() -> None:
 
 def test_a_reference_is_held_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
-    monkeypatch.setattr(session, "at_work", lambda: None)
 
     def held(noise: float, **more: Any) -> None:
         assert_robust(Linear(noise), data(), "fgsm", more.pop("eps", EPS), reference=path, row="net", **more)
@@ -116,10 +121,7 @@ def test_damaged_references_are_refused(tmp_path: Path) -> None:
         ({"reference": "x.json"}, "row: expected the name"),
     ],
 )
-def test_arguments_that_do_not_fit(
-    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "at_work", lambda: None)
+def test_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         assert_robust(Linear(), data(), "fgsm", EPS, **change)
 
@@ -147,7 +149,6 @@ def test_a_table_is_held_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from robustbench_sparse import evaluate
 
     folder, path = tmp_path / "table", tmp_path / "x.json"
-    monkeypatch.setattr(session, "at_work", lambda: None)
     evaluate(Linear(), data=data(), attacks=["fgsm"], eps=EPS, out=folder)
     with pytest.raises(NotComparable, match=r"no row of .*Linear/clean"):
         assert_no_regression(folder, path)
