@@ -27,7 +27,7 @@ from robustbench_sparse.config.columns import COUNTS, DETECTABLE, RANKS, SECONDS
 from robustbench_sparse.foundation.environment import processor
 from robustbench_sparse.foundation.files import write_text
 
-_UNUSED = ("benchmark", "model", "defenses", "precision", "asked", "verdict", "flags", "run_id")
+_UNUSED = ("benchmark", "model", "defenses", "precision", "asked", "verdict", "flags", "run_id", "worst_n")
 
 
 @dataclass(frozen=True, kw_only=True)
