@@ -54,7 +54,7 @@ def main() -> None:
         }
         if options.open:
             facts |= opened(out)
-        facts |= renewed(Path(home))
+        facts |= renewed(Path(home), options.rows, options.images)
     print(json.dumps(facts, indent=1))
     if options.csv:
         write_text(options.csv, ",".join(facts) + "\n" + ",".join(map(str, facts.values())) + "\n")
@@ -138,13 +138,13 @@ def opened(out: Path) -> dict[str, float]:
     return {"open_seconds": round(seconds, 2)}
 
 
-def renewed(home: Path) -> dict[str, float]:
-    """Seconds from a new row of a small benchmark until ``serve`` has it in its pages."""
-    results = home / "few"
-    fabricate(results, 5, 1000)
+def renewed(home: Path, rows: int, images: int) -> dict[str, float]:
+    """Seconds from a new row of a benchmark of so many until ``serve`` has it in its pages."""
+    results = home / "watched"
+    fabricate(results, rows, images)
     watched = Watched([results], home / "served", Wishes(live=True), print)
     watched.look()
-    fabricate(results, 6, 1000, first=5)
+    fabricate(results, rows + 1, images, first=rows)
     began = time.perf_counter()
     watched.look()
     return {"renewed_seconds": round(time.perf_counter() - began, 2)}

@@ -18,6 +18,7 @@ from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.foundation.files import read_json
 from robustbench_sparse.pages.methods import methods_of
 from robustbench_sparse.reporting.leaderboard import rates_of, tabulate_all
+from robustbench_sparse.reporting.memo import Memo
 from robustbench_sparse.runs import names, zoo
 from robustbench_sparse.runs.manifest import read_manifest
 from robustbench_sparse.runs.variants import MARK
@@ -68,13 +69,16 @@ class Board:
     entries: Sequence[Entry]
 
 
-def boards_of(places: Sequence[Path | str], configs: Path | None = None) -> list[Board]:
+def boards_of(
+    places: Sequence[Path | str], configs: Path | None = None, memo: Memo | None = None
+) -> list[Board]:
     """All leaderboards of some sources; a row that several sources have is shown once, as the first has it.
 
     Args:
         places: ``results/<benchmark>``, a folder of several, a ``leaderboard.csv``, or ``zoo:``.
         configs: folder of the benchmarks' files: a written table does not say which threat it was made under, its
             file does. None for none.
+        memo: rows that were read before; none by default.
 
     Raises:
         UserError: nothing there, or a file is damaged.
@@ -82,7 +86,7 @@ def boards_of(places: Sequence[Path | str], configs: Path | None = None) -> list
     found: list[Board] = []
     seen: set[tuple[str, ...]] = set()
     for place in places:
-        for table, home in [(_zoo_table(), None)] if str(place) == ZOO else _tables_of(Path(place)):
+        for table, home in [(_zoo_table(), None)] if str(place) == ZOO else _tables_of(Path(place), memo):
             entries = [e for e in _entries(table, home, configs) if e.key not in seen]
             seen.update(e.key for e in entries)
             if entries:
@@ -95,9 +99,9 @@ def boards_of(places: Sequence[Path | str], configs: Path | None = None) -> list
     return found
 
 
-def _tables_of(place: Path) -> list[tuple[pd.DataFrame, Path | None]]:
+def _tables_of(place: Path, memo: Memo | None) -> list[tuple[pd.DataFrame, Path | None]]:
     """The tables below a place, each with the benchmark's folder that it was counted from."""
-    tables = tabulate_all(place)
+    tables = tabulate_all(place, memo=memo)
     homes = {
         str(read_json(p)["name"]): p.parent
         for p in [*place.glob(names.BENCHMARK), *place.glob(f"*/{names.BENCHMARK}")]

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.pages.boards import ZOO
 from robustbench_sparse.pages.writing import CHARTS, INDEX, Wishes, write_report
+from robustbench_sparse.reporting.memo import Memo
 from robustbench_sparse.runs import names
 
 HOST = "127.0.0.1"
@@ -59,6 +60,7 @@ class Watched:
     _problem: str = ""
     _filler: threading.Thread | None = None
     _over: threading.Event = field(default_factory=threading.Event)
+    _memo: Memo = field(default_factory=Memo)
 
     def look(self) -> bool:
         """Make the leaderboard anew where something has changed; whether it was.
@@ -86,7 +88,7 @@ class Watched:
 
     def _made(self, wishes: Wishes) -> bool:
         try:
-            write_report(self.places, self.out, wishes)
+            write_report(self.places, self.out, replace(wishes, memo=self._memo))
         except UserError as e:
             if one_line(e) != self._problem:
                 self._problem = one_line(e)

@@ -24,6 +24,7 @@ from robustbench_sparse.pages.rows import FACETS, Row, rows_of, slug
 from robustbench_sparse.pages.run_page import run_page
 from robustbench_sparse.pages.script_data import as_script, report_data
 from robustbench_sparse.pages.verdict_store import sights_of
+from robustbench_sparse.reporting.memo import Memo
 from robustbench_sparse.reporting.ranks import METHOD
 from robustbench_sparse.reporting.tables import text_of
 
@@ -49,6 +50,7 @@ class Wishes:
         charts_linked: whether charts that were made earlier are linked, where none are made now.
         latency: whether the time of one image is measured.
         live: whether the pages ask for newer ones: served ones do.
+        memo: rows that were read before; None reads all of them.
     """
 
     title: str = "Robust and sparse: a leaderboard"
@@ -62,6 +64,7 @@ class Wishes:
     charts_linked: bool = False
     latency: bool = False
     live: bool = False
+    memo: Memo | None = None
 
     def has_page(self, entry: Entry, out: Path) -> bool:
         """Whether a row gets a page, or has one from earlier."""
@@ -82,7 +85,7 @@ def write_report(
     """
     check_installed(("jinja2", *(("altair", "vl_convert") if wishes.charts else ())), "report")
     show = show or Silent()
-    boards = boards_of(places, wishes.configs)
+    boards = boards_of(places, wishes.configs, wishes.memo)
     entries = [e for b in boards for e in b.entries]
     latencies, machine = latencies_of(entries, show) if wishes.latency else ({}, "")
     columns = [c for c in columns_of(boards) if c.key != "latency" or latencies]

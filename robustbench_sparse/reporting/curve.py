@@ -54,12 +54,16 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         raise UserError(
             f"--attack {attack}: no such attack{near(attack, labels)}; there are: {', '.join(labels)}"
         )
+    account = run_folder / names.account(attack)
+    if (
+        account.is_file()
+    ):  # asked first: the verdicts of many attacks need not be read to say that this one has no curve
+        _threat_of(read_json(account), attack)
     found = verdicts(run_folder, manifest)
     if attack not in found.columns:
         gaps = [gap for gap in found.gaps if attack in gap] or found.gaps
         raise UserError(f"{run_folder}: {'; '.join(gaps)}")
-    about = read_json(run_folder / names.account(attack))
-    threat = _threat_of(about, attack)
+    threat = _threat_of(read_json(account), attack)
     table = _outcome_of(run_folder / names.verdicts(attack), threat["norm"])
     clean, distance = found.columns["clean"], table["distance"]
     finite = distance[distance < math.inf]

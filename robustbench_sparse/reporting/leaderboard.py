@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from robustbench_sparse.config.columns import (
 from robustbench_sparse.engine.autotune import known
 from robustbench_sparse.foundation.errors import UserError, near
 from robustbench_sparse.foundation.files import read_as
+from robustbench_sparse.reporting.memo import Memo
 from robustbench_sparse.reporting.ranks import rank
 from robustbench_sparse.reporting.stored import is_stored, read_leaderboard
 from robustbench_sparse.runs import names
@@ -88,7 +90,7 @@ class _Counts(BaseModel):
     refused: str = ""
 
 
-def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
+def tabulate(folder: Path, only: Sequence[str] = (), memo: Memo | None = None) -> pd.DataFrame:
     """The leaderboard of one benchmark, one row per run and seed, in the order of its config.
 
     Rates are percentages with a 95 % Wilson interval. ``worst`` is the mean over the images of the smallest
@@ -110,13 +112,18 @@ def tabulate(folder: Path, only: Sequence[str] = ()) -> pd.DataFrame:
         folder: ``results/<benchmark>``.
         only: labels of runs, in which ``*`` and ``?`` stand for other characters; all runs if empty. Ranks are among
             these.
+        memo: rows that were read before; none by default.
 
     Raises:
         UserError: naming the file, when there is no benchmark here or a file of it is damaged, or no such run.
     """
     manifest = read_manifest(folder)
     labels: list[str] = manifest["attacks"]
-    rows = [_row(folder, manifest, entry) for entry in _chosen(folder, manifest, only)]
+    rows = []
+    for entry in _chosen(folder, manifest, only):
+        read = partial(_row, folder, manifest, entry)
+        home = folder / names.RUNS / entry["run_id"]
+        rows.append(memo.row(home, manifest, entry, read) if memo else read())
     rank(rows)
     wanted = {c for columns in manifest["published"].values() for c in columns}
     restores = manifest["task"] == "restore"
@@ -153,14 +160,14 @@ def _chosen(folder: Path, manifest: Mapping[str, Any], only: Sequence[str]) -> l
     return [e for e in runs if not only or any(fnmatch.fnmatchcase(e["run"], pattern) for pattern in only)]
 
 
-def tabulate_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
+def tabulate_all(folder: Path, only: Sequence[str] = (), memo: Memo | None = None) -> list[pd.DataFrame]:
     """The leaderboards below a folder: its own when it is a benchmark's, else those of its subfolders.
 
     Where nothing is left to count a table from, the leaderboard that was written stands for it, see ``stored``.
 
     Args:
         folder: a benchmark's, one of several, or a ``leaderboard.csv`` itself.
-        only: see ``tabulate``.
+        only, memo: see ``tabulate``.
 
     Raises:
         UserError: when there is none, a file is damaged, or a benchmark has no run that is asked for.
@@ -168,12 +175,12 @@ def tabulate_all(folder: Path, only: Sequence[str] = ()) -> list[pd.DataFrame]:
     if is_stored(folder):
         return [read_leaderboard(folder, only)]
     if (folder / names.BENCHMARK).is_file():
-        return [tabulate(folder, only)]
+        return [tabulate(folder, only, memo)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     tables = (names.BENCHMARK, names.LEADERBOARD)
     places = sorted({path.parent for name in tables for path in folder.glob(f"*/{name}")})
-    found = [read_leaderboard(p, only) if is_stored(p) else tabulate(p, only) for p in places]
+    found = [read_leaderboard(p, only) if is_stored(p) else tabulate(p, only, memo) for p in places]
     if not found:
         raise UserError(f"{folder}: no benchmark here (expected benchmark.json in it or in its subfolders)")
     return found
