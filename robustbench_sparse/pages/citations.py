@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Key of the entry -> authors, title, year, arXiv's number.
+# Key of the entry -> authors, title, year, arXiv's number; the address of a paper that is not there.
 _PAPERS: dict[str, tuple[str, str, int, str]] = {
     "madry2018": (
         "Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian",
@@ -13,6 +13,10 @@ _PAPERS: dict[str, tuple[str, str, int, str]] = {
         "Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and El Ghaoui, Laurent and "
         "Jordan, Michael I.", "Theoretically Principled Trade-off between Robustness and Accuracy", 2019,
         "1901.08573"),
+    "wang2020mart": (
+        "Wang, Yisen and Zou, Difan and Yi, Jinfeng and Bailey, James and Ma, Xingjun and Gu, Quanquan",
+        "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", 2020,
+        "https://openreview.net/forum?id=rklOg6EFwS"),
     "wu2020awp": (
         "Wu, Dongxian and Xia, Shu-Tao and Wang, Yisen",
         "Adversarial Weight Perturbation Helps Robust Generalization", 2020, "2004.05884"),
@@ -89,8 +93,8 @@ _PAPERS: dict[str, tuple[str, str, int, str]] = {
                  2022, "2202.09844"),
 }  # fmt: skip
 _OF = {
-    "pgd_at": "madry2018", "trades": "zhang2019trades", "awp": "wu2020awp", "n_fgsm": "dejorge2022",
-    "fgsm_rs": "wong2020",
+    "pgd_at": "madry2018", "trades": "zhang2019trades", "mart": "wang2020mart", "awp": "wu2020awp",
+    "n_fgsm": "dejorge2022", "fgsm_rs": "wong2020",
     "label_smoothing": "szegedy2016", "ema": "izmailov2018", "clip": "bungert2021clip", "enresnet": "wang2018enresnet",
     "mean_sparse": "amini2024", "quantise": "jacob2018", "linbreg": "bungert2022", "adabreg": "bungert2022",
     "proxsgd": "bungert2022", "lasso": "bungert2022", "sparse_init": "bungert2022", "admm": "zhang2018admm",
@@ -101,7 +105,7 @@ _OF = {
 
 
 def bibtex(methods: Iterable[str]) -> str:
-    """Entries of these methods' papers, each once; a method without a paper on arXiv is named in a comment."""
+    """Entries of these methods' papers, each once; a method without a paper here is named in a comment."""
     used = list(dict.fromkeys(methods))
     keys = sorted({_OF[m] for m in used if m in _OF})
     out = []
@@ -112,8 +116,7 @@ def bibtex(methods: Iterable[str]) -> str:
             "author": authors,
             "title": f"{{{title}}}",
             "year": str(year),
-            "eprint": number,
-            "archiveprefix": "arXiv",
+            **({"url": number} if "/" in number else {"eprint": number, "archiveprefix": "arXiv"}),
         }
         body = ",\n".join(f"  {k} = {{{v}}}" for k, v in fields.items())
         out.append(f"% {mine}\n@misc{{{key},\n{body}\n}}\n")
