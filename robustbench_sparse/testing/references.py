@@ -144,6 +144,7 @@ def find(path: Path, rows: Mapping[str, Row], name: str) -> Row:
     Raises:
         NotComparable: there is none, with how to get it.
     """
+    __tracebackhide__ = True
     if name not in rows:
         there = f"{near(name, rows)}; there are: {', '.join(rows)}" if rows else ""
         raise NotComparable(f"{path}: no row {name!r}{there}; pytest --rbs-update '{name}' writes it")
@@ -152,6 +153,7 @@ def find(path: Path, rows: Mapping[str, Row], name: str) -> Row:
 
 def check_comparable(path: Path, name: str, reference: Row, measured: Row) -> None:
     """NotComparable, with what differs, unless two rows were measured in the same way on the same images."""
+    __tracebackhide__ = True
     where = f"{path}: row {name!r}"
     cure = f"; pytest --rbs-update '{name}' measures it anew"
     for what in ("protocol", "images", "threat", "attacks"):
