@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_sparse.foundation.intervals import wilson
 from robustbench_sparse.gate.base import Check, Line, Look, floor
-from robustbench_sparse.sources.state_dicts import masked_layers
+from robustbench_sparse.sources.state_dicts import MASK, ORIGINAL, masked_layers
 
 SUMS = 1e-3  # by which probabilities may miss 1
 FEW_ZEROS = 0.1  # share of exact zeros that a sigmoid may come to
@@ -265,13 +265,9 @@ def masks_are_folded(s: Look) -> Line:
             f"{len(masked)} weights have a pruning mask beside them, whose zeros are not counted: "
             "torch.nn.utils.prune.remove(layer, 'weight')",
         )
-    loose = [
-        n for n, _ in s.model.named_buffers() if n.endswith("_mask") and n.removesuffix("_mask") + "_orig"
-    ]
-    names = {n for n, _ in s.model.named_parameters()}
-    loose = [
-        n for n in loose if n.removesuffix("_mask") in names or n.removesuffix("_mask") + "_orig" in names
-    ]
+    weights = {n for n, _ in s.model.named_parameters()}
+    masks = [n for n, _ in s.model.named_buffers() if n.endswith(MASK)]
+    loose = [n for n in masks if weights & {n.removesuffix(MASK), n.removesuffix(MASK) + ORIGINAL}]
     if loose:
         return Line(
             "masks",
