@@ -24,10 +24,11 @@ def limited(seconds: float, work: Callable[[], T]) -> T:
     """What the work returns, if it returns in time.
 
     The time is that which the thread spends on a processor, where the system tells: a machine that is busy with other
-    things takes no limit away. On the wall clock, ``PATIENCE`` times as much may pass. A second thread waits for the
-    limit and has Python raise ``OutOfTime`` in this one, between two steps of its code, and once a second from then on
-    until the work has ended. A single call into compiled code is let finish. Under an interpreter other than CPython,
-    which has no such means, work that took too long is only told so at its end.
+    things takes no limit away. On the wall clock, ``PATIENCE`` times as much may pass, not counting the time in which
+    the process was stopped. A second thread waits for the limit and has Python raise ``OutOfTime`` in this one, between
+    two steps of its code, and once a second from then on until the work has ended. A single call into compiled code is
+    let finish. Under an interpreter other than CPython, which has no such means, work that took too long is only told
+    so at its end.
 
     Args:
         seconds: the limit, > 0.
@@ -58,7 +59,7 @@ class _Watch:
         self._seconds = seconds
         self._ended, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.get_ident()
-        self._began, self._used = time.monotonic(), self._clock()
+        self._waited, self._used = 0.0, self._clock()
         self._api = getattr(ctypes, "pythonapi", None)
         threading.Thread(target=self._wait, name="time limit", daemon=True).start()
 
@@ -69,12 +70,15 @@ class _Watch:
 
     def _left(self) -> float:
         """Seconds until the limit, at the least."""
-        waited = time.monotonic() - self._began
-        return min(self._seconds - (self._clock() - self._used), PATIENCE * self._seconds - waited)
+        return min(self._seconds - (self._clock() - self._used), PATIENCE * self._seconds - self._waited)
 
     def _wait(self) -> None:
-        pause = self._seconds
+        pause, looked = self._seconds, time.monotonic()
         while not self._ended.wait(pause):
+            # Whoever was to wait so long and finds that far more has passed was stopped, with all of the process.
+            now = time.monotonic()
+            self._waited += min(now - looked, 2 * pause)
+            looked = now
             with self._lock:
                 if self._ended.is_set():
                     return

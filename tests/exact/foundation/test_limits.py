@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -88,3 +90,29 @@ def test_waiting_for_others_takes_nothing_of_the_limit_until_patience_ends() -> 
     assert limited(0.5, lambda: waits(0.8)) == "done"
     with pytest.raises(OutOfTime):
         limited(0.02, lambda: waits(600))
+
+
+STOPPED = """
+import time
+from robustbench_sparse.foundation.limits import limited
+
+def work():
+    print("at work", flush=True)
+    for _ in range(20):
+        time.sleep(0.05)
+    return "done"
+
+print(limited(0.3, work), flush=True)  # patience is 3 s
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signal that stops a process")
+def test_a_process_that_is_stopped_and_goes_on_loses_nothing() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "done\n"
+    assert process.returncode == 0
