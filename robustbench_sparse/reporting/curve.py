@@ -55,9 +55,8 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
             f"--attack {attack}: no such attack{near(attack, labels)}; there are: {', '.join(labels)}"
         )
     account = run_folder / names.account(attack)
-    if (
-        account.is_file()
-    ):  # asked first: the verdicts of many attacks need not be read to say that this one has no curve
+    # Asked first: the verdicts of many attacks need not be read to say that this one has no curve.
+    if account.is_file():
         _threat_of(read_json(account), attack)
     found = verdicts(run_folder, manifest)
     if attack not in found.columns:
