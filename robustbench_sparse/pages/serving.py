@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from robustbench_sparse.foundation.errors import UserError, one_line
 from robustbench_sparse.pages.boards import ZOO
 from robustbench_sparse.pages.writing import CHARTS, INDEX, Wishes, write_report
-from robustbench_sparse.reporting.memo import Memo
+from robustbench_sparse.reporting.memo import Memo, stamp_of
 from robustbench_sparse.runs import names
 
 HOST = "127.0.0.1"
@@ -67,7 +67,7 @@ class Watched:
 
         What cannot be read, as it is being written, leaves the pages as they are until the next look.
         """
-        stamp = stamp_of(self.places)
+        stamp = stamp_of(watched_files(self.places))
         if stamp == self._stamp and not self._more:
             return False
         self._more, changed = False, stamp != self._stamp
@@ -82,7 +82,7 @@ class Watched:
 
     def fill(self) -> None:
         """Make charts and pages of runs of what is there now; the next look links them."""
-        stamp = stamp_of(self.places)
+        stamp = stamp_of(watched_files(self.places))
         if self._made(replace(self.wishes, index=False)):
             self._filled, self._more = stamp, True
 
@@ -120,20 +120,11 @@ class Watched:
             self._filler.join(timeout=60)
 
 
-def stamp_of(places: Sequence[Path | str]) -> object:
-    """What changes with the results: names, sizes and times of the files that rows are made of."""
-    found = []
-    for place in places:
-        if str(place) == ZOO:
-            continue
-        for pattern in _WATCHED:
-            for path in sorted({*Path(place).glob(pattern), *Path(place).glob(f"*/{pattern}")}):
-                try:
-                    facts = path.stat()
-                except OSError:
-                    continue
-                found.append((str(path), facts.st_size, facts.st_mtime_ns))
-    return tuple(found)
+def watched_files(places: Sequence[Path | str]) -> set[Path]:
+    """The files that the results' rows are made of, and that change with them."""
+    homes = [Path(place) for place in places if str(place) != ZOO]
+    patterns = [f"{below}{pattern}" for pattern in _WATCHED for below in ("", "*/")]
+    return {path for home in homes for pattern in patterns for path in home.glob(pattern)}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from robustbench_sparse.reporting.plots import new_figure, save
 from robustbench_sparse.reporting.render import from_rows, to_text
 from robustbench_sparse.runs import names
 from robustbench_sparse.runs.manifest import check_run_folder, read_manifest
-from robustbench_sparse.runs.outcomes import counted_as_wrong, reach_of, verdicts
+from robustbench_sparse.runs.outcomes import check_classifies, counted_as_wrong, reach_of, verdicts
 
 POINTS = 21
 
@@ -54,15 +54,14 @@ def curve(run_folder: Path, attack: str, eps: Sequence[float] | None = None) -> 
         raise UserError(
             f"--attack {attack}: no such attack{near(attack, labels)}; there are: {', '.join(labels)}"
         )
+    check_classifies(run_folder, manifest)
     account = run_folder / names.account(attack)
     # Asked first: the verdicts of many attacks need not be read to say that this one has no curve.
-    if account.is_file():
-        _threat_of(read_json(account), attack)
+    threat = _threat_of(read_json(account), attack) if account.is_file() else None
     found = verdicts(run_folder, manifest)
-    if attack not in found.columns:
+    if attack not in found.columns or threat is None:
         gaps = [gap for gap in found.gaps if attack in gap] or found.gaps
         raise UserError(f"{run_folder}: {'; '.join(gaps)}")
-    threat = _threat_of(read_json(account), attack)
     table = _outcome_of(run_folder / names.verdicts(attack), threat["norm"])
     clean, distance = found.columns["clean"], table["distance"]
     finite = distance[distance < math.inf]

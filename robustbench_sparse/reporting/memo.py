@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Memo:
             entry: the run's own part of the manifest.
             read: reads the row.
         """
-        stamp, said = stamp_of(home), repr(({**manifest, "runs": None}, entry))
+        stamp = stamp_of(p for p in home.rglob("*") if not p.is_dir())
+        said = repr(({**manifest, "runs": None}, entry))
         known = self._rows.get(home)
         if known is not None and known[:2] == (stamp, said):
             return dict(known[2])
@@ -42,10 +43,10 @@ class Memo:
         return dict(row)  # ranks are written into it, which depend on the other rows
 
 
-def stamp_of(home: Path) -> Stamp:
-    """What the file system says of every file below a folder; one that vanishes meanwhile has sizes of -1."""
+def stamp_of(paths: Iterable[Path]) -> Stamp:
+    """What the file system says of files, in the order of their names; one that vanishes meanwhile has sizes of -1."""
     found = []
-    for path in sorted(p for p in home.rglob("*") if not p.is_dir()):
+    for path in sorted(paths):
         try:
             facts = path.stat()
         except OSError:

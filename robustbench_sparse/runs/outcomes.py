@@ -93,10 +93,15 @@ class Verdicts:
         return correct if label != "worst" or self.stands is None else correct.iloc[self.stands]
 
 
-def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
-    """Read the outcomes in a run's folder. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
+def check_classifies(run: Path, manifest: Mapping[str, Any]) -> None:
+    """UserError for a run of another task, which has no verdicts."""
     if manifest.get("task", "classify") != "classify":
         raise UserError(f"{run}: expected a run of the task classify, got {manifest['task']}")
+
+
+def verdicts(run: Path, manifest: Mapping[str, Any]) -> Verdicts:
+    """Read the outcomes in a run's folder. Any attack with a gap leaves ``worst`` out: a crash is never robustness."""
+    check_classifies(run, manifest)
     clean, problem, seconds = read_outcome(run, names.CLEAN, ("index", "label", "correct"), None)
     if clean is None:
         return Verdicts({}, [], [problem], [], Certificate(found={}))

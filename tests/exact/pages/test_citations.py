@@ -8,14 +8,15 @@ from defenses import DEFENSES
 from robustbench_sparse.config.optimizers import OPTIMIZERS
 from robustbench_sparse.pages.citations import bibtex
 
+METHODS = [*DEFENSES, "linbreg", "adabreg", "proxsgd"]
 OWN = {"broken", "spectral_penalty", "target_sparsity"}  # without a paper of their own
 
 
 def test_every_method_has_its_paper_or_is_named_as_without() -> None:
-    text = bibtex([*DEFENSES, "linbreg", "adabreg", "proxsgd"])
+    text = bibtex(METHODS)
     assert text.splitlines()[-1].endswith(f": {', '.join(sorted(OWN))}")
     cited = {m for line in re.findall(r"^% ([a-z_0-9, ]+)$", text, re.M) for m in line.split(", ")}
-    assert cited | OWN == {*DEFENSES, "linbreg", "adabreg", "proxsgd"}
+    assert cited | OWN == {*METHODS}
 
 
 def test_entries_have_all_fields_and_closed_braces() -> None:
