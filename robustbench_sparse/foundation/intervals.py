@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import t as student
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -86,8 +85,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     Returns:
         The bounds; two nan for fewer than two values, or values that are not all finite.
     """
+    from scipy.special import stdtrit  # Student's t; slow to import
+
     given = np.asarray(values, dtype=np.float64)
     if len(given) < 2 or not np.isfinite(given).all():
         return math.nan, math.nan
-    half = student.ppf((1 + level) / 2, len(given) - 1) * given.std(ddof=1) / math.sqrt(len(given))
+    half = stdtrit(len(given) - 1, (1 + level) / 2) * given.std(ddof=1) / math.sqrt(len(given))
     return float(given.mean() - half), float(given.mean() + half)

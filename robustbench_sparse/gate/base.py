@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from attacks.base import SampleRandom, is_stochastic, noise_from
@@ -155,9 +154,12 @@ def better(s: Look, feed: Callable[[Tensor], Tensor]) -> float | None:
     gain = 100 * (won - lost) / n
     if s.accuracy + gain < floor(len(s.names)):  # still guessing, only in another way
         return None
-    if gain < CLEARLY or binomtest(won, won + lost, 0.5, alternative="greater").pvalue > CHANCE:
+    if gain < CLEARLY:
         return None
-    return gain
+    from scipy.stats import binomtest  # slow to import, and rarely asked for
+
+    by_chance = binomtest(won, won + lost, 0.5, alternative="greater").pvalue > CHANCE
+    return None if by_chance else gain
 
 
 def floor(classes: int) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -139,6 +138,8 @@ def labels_mean_the_same(s: Look) -> Line:
 
 def _matching(predicted: Tensor, y: Tensor, k: int) -> Tensor:
     """The class (k,) that each predicted one stands for, one to one, so that most images are right."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     counts = np.zeros((k, k))
     np.add.at(counts, (predicted.numpy(), y.numpy()), 1)
     counts += 1e-6 * np.eye(k)  # classes that nobody sees stay where they are

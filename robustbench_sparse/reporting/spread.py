@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t as student
 
 from robustbench_sparse.config.columns import SPARSITIES
 from robustbench_sparse.foundation.errors import UserError
@@ -57,13 +56,15 @@ class Spread:
         degrees of freedom. Over seeds the reference is a mean of r, and what is compared the mean of ``count``:
         t s sqrt(1/r + 1/count); of that and of the machines' allowance, the larger.
         """
+        from scipy.special import stdtrit  # Student's t; slow to import
+
         out = 0.0
         for kind, found in self.deviations.items():
             s, k = found.get((run, column), (0.0, 2))
             draws = 2.0
             if kind == SEED and self.seeds is not None:
                 draws = 1 / max(1, self.seeds.get(run, 1)) + 1 / max(1, count)
-            out = max(out, float(student.ppf(_LEVEL, k - 1)) * s * math.sqrt(draws))
+            out = max(out, float(stdtrit(k - 1, _LEVEL)) * s * math.sqrt(draws))
         return out
 
     def loose(self) -> list[str]:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from torch import Tensor, from_numpy
 
 from attacks.base import SampleRandom
@@ -31,6 +30,8 @@ class GaussianBlur(Corruption):
 
     def apply(self, x: Tensor, random: SampleRandom) -> Tensor:
         """(1, C, H, W) -> (1, C, H, W)."""
+        from scipy import ndimage  # slow to import
+
         sigma = self.chosen((0.4, 0.6, 0.7, 0.8, 1.0)) * scale(x)
         out = ndimage.gaussian_filter(x.cpu().numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4)
         return from_numpy(out).to(x)
@@ -51,6 +52,8 @@ class DefocusBlur(Corruption):
 
     def apply(self, x: Tensor, random: SampleRandom) -> Tensor:
         """(1, C, H, W) -> (1, C, H, W)."""
+        from scipy import ndimage  # slow to import
+
         kernel = disk(self.chosen((0.8, 1.0, 1.3, 1.6, 2.0)) * scale(x))
         out = ndimage.convolve(x.cpu().numpy(), kernel[None, None], mode="nearest")
         return from_numpy(out).to(x)

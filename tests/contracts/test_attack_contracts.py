@@ -258,10 +258,10 @@ def test_result_depends_neither_on_batch_nor_on_order(
         together = attack(model, x, y, threat, streams())
         permuted = attack(model, x[order], y[order], threat, streams(order.tolist()))
         single = [
-            attack(model, x[i : i + 1], y[i : i + 1], threat, streams([i])) for i in range(0, IMAGES, 4)
+            attack(model, x[i : i + 1], y[i : i + 1], threat, streams([i])) for i in range(0, IMAGES, 6)
         ]
         assert (permuted - together[order]).abs().max() <= 1e-6
-        assert (torch.cat(single) - together[::4]).abs().max() <= 1e-6
+        assert (torch.cat(single) - together[::6]).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(("key", "extra"), ALL)

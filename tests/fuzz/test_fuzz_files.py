@@ -10,11 +10,11 @@ pytestmark = pytest.mark.slow
 
 
 def test_damaged_result_folders_are_answers_or_lines() -> None:
-    assert result_mutants.main(count=60, seed=2) == []
+    assert result_mutants.main(count=30, seed=2) == []
 
 
 def test_changed_configs_make_a_plan_or_are_refused() -> None:
-    assert config_mutants.main(count=400, seed=1)[0] == []
+    assert config_mutants.main(count=200, seed=1)[0] == []
 
 
 def test_damaged_weights_are_taken_or_refused() -> None:

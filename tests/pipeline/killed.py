@@ -12,12 +12,13 @@ import fnmatch
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tests.helpers import forks
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -97,16 +98,11 @@ def command(folder: Path) -> list[str]:
     return [*where, "--quiet", "--device", "cpu", "--jobs", "1"]
 
 
-def environment() -> dict[str, str]:
-    """One thread, and nothing of the user's."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def run(folder: Path, kill: tuple[str, str, int] | None = None) -> int:
     """The exit status of the benchmark's run, killed or not."""
-    words = ["-m", "robustbench_sparse"] if kill is None else [__file__, *map(str, kill)]
-    done = subprocess.run([sys.executable, *words, *command(folder)], capture_output=True, env=environment())
-    return done.returncode
+    if kill is None:
+        return forks.run(command(folder)).returncode
+    return forks.run([*kill, *command(folder)], script=__file__).returncode
 
 
 def state(folder: Path) -> dict[str, Any]:

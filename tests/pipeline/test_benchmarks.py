@@ -102,6 +102,7 @@ def test_accuracies_after_equal_epochs(tmp_path: Path) -> None:
     assert all(0 <= float(line[side]) <= 100 for line in lines for side in ("ours", "theirs"))
 
 
+@pytest.mark.long
 def test_autoattack_beside_the_librarys(tmp_path: Path) -> None:
     done = bench("--only", "autoattack", "--out", str(tmp_path / "result"))
     assert done.returncode == 0, done.stdout + done.stderr

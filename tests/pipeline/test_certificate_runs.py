@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch import nn
 from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.certificate.budget import BUDGETS
 from robustbench_sparse.foundation.errors import UserError
+from tests.helpers import forks
 from tests.helpers.small import small
 
 pytestmark = pytest.mark.slow
@@ -149,15 +147,11 @@ def test_a_twin_that_comes_later_makes_the_certificate_anew(tiny: None, tmp_path
 def test_explain_prints_every_check(results: tuple[Path, pd.DataFrame]) -> None:
     folder, _ = results
     (run,) = folder.glob("runs/robust-*")
-    done = subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", "explain", str(run)], capture_output=True, text=True
-    )
+    done = forks.run(["explain", run])
     assert done.returncode == 0, done.stderr
     for name in ("M1 ", "G1 ", "Z1 ", "B3 ", "H2 "):
         assert f"\n{name}" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", "explain", str(folder)], capture_output=True, text=True
-    )
+    done = forks.run(["explain", folder])
     assert done.returncode == 2
     assert "not a run's folder" in done.stderr
 
@@ -202,9 +196,8 @@ def test_a_transfer_source_that_is_no_row_is_refused_with_its_key_path(tmp_path:
 def test_kill_9_in_the_middle_of_a_certificate_changes_nothing(tmp_path: Path) -> None:
     config = benchmark(runs={"natural": {}}, threads=1)
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "robustbench_sparse", "run", str(tmp_path / "b.yaml"), "-q", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment)
+    command = ["run", str(tmp_path / "b.yaml"), "-q", "--out"]
+    process = forks.start([*command, tmp_path / "cut"])
     deadline = time.monotonic() + 120
     parts: list[Path] = []
     while time.monotonic() < deadline and process.poll() is None:
@@ -218,7 +211,7 @@ def test_kill_9_in_the_middle_of_a_certificate_changes_nothing(tmp_path: Path) -
     process.wait()
     assert not list((tmp_path / "cut").glob("small/runs/*/certificate/certificate.json"))
     for name in ("cut", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], env=environment, check=True, capture_output=True)
+        forks.run([*command, tmp_path / name], check=True)
     cut, whole = (certificate(tmp_path / name / "small", "natural") for name in ("cut", "whole"))
     for made in (cut, whole):
         made.pop("seconds")

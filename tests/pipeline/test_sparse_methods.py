@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from robustbench_sparse.cli import main as cli
 from robustbench_sparse.config.load import resolve
 from robustbench_sparse.config.optimizers import OPTIMIZERS
 from robustbench_sparse.judging.relatives import parent_of, twin_of
+from tests.helpers import forks
 
 PERCEPTRON = {"name": "mlp", "hidden": [32], "batch_norm": True}
 HALF = {"name": "magnitude_prune", "sparsity": 50.0}
@@ -366,22 +364,12 @@ LONG: dict[str, Any] = {
 
 
 def command(path: Path, out: Path) -> list[str]:
-    program = [sys.executable, "-m", "robustbench_sparse", "run", str(path), "--out", str(out)]
-    return [*program, "--device", "cpu"]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return ["run", str(path), "--out", str(out), "--device", "cpu"]
 
 
 def killed_after(path: Path, out: Path, label: str, epochs: int) -> None:
     """Run, and kill with -9 once so many epochs of a run have been stored in this sitting."""
-    silent: dict[str, Any] = {
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-        "env": environment(),
-    }
-    process = subprocess.Popen(command(path, out), **silent)
+    process = forks.start(command(path, out))
     deadline, stored = time.monotonic() + 120, set[int]()
     while len(stored) < epochs:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -416,7 +404,7 @@ def test_killed_and_resumed_they_end_as_unbroken(tmp_path: Path) -> None:
     killed_after(path, out, "ticket", 3)  # between the second round and the third
     state = torch.load(next(out.glob("long/runs/ticket-*/checkpoint.pt")), weights_only=True)
     assert 2 <= state["epoch"] < 5
-    done = subprocess.run(command(path, out), capture_output=True, text=True, env=environment())
+    done = forks.run(command(path, out))
     assert done.returncode == 0, done.stderr
     assert left(out) == unbroken
     assert len(unbroken) == 10

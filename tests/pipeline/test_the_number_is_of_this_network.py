@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from robustbench_sparse import evaluate, run_benchmark
 from robustbench_sparse.foundation.errors import UserError
 from robustbench_sparse.reporting.leaderboard import tabulate
 from robustbench_sparse.runs.names import RECORD
-from tests.helpers import linear_nets
+from tests.helpers import forks, linear_nets
 from tests.helpers.linear_nets import ATTACKS, DARKENED, EPS, LIMIT, NEGATED, truth, write_net
 
 JUDGED: dict[str, Any] = {"dataset": "digits", "attacks": ATTACKS, "eps": EPS, "limit": LIMIT}
@@ -34,13 +33,7 @@ def in_a_new_process(folder: Path, target: str) -> dict[str, float]:
     """As a user does it: one command after another."""
     words = ["evaluate", target, "--dataset", "digits", "--attacks", "fgsm", "--eps", str(EPS)]
     words += ["--limit", str(LIMIT), "--out", "out", "--format", "csv", "-q", "--expect-clean", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", *words],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = forks.run(words, cwd=folder)
     assert done.returncode == 0, done.stderr
     last = pd.read_csv(folder / "out" / "leaderboard.csv").iloc[-1]
     return {name: float(last[name]) for name in ("clean", "fgsm")}
@@ -138,13 +131,8 @@ def benchmark_file(folder: Path, **changes: Any) -> Path:
 
 
 def run_it(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", "run", "own.yaml", "--out", "results", *more],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
+    words = ["run", "own.yaml", "--out", "results", *more]
+    return forks.run(words, cwd=folder, env={**os.environ, "COLUMNS": "200"})
 
 
 def test_a_changed_plug_in_is_trained_anew_and_says_so(tmp_path: Path) -> None:
@@ -373,9 +361,7 @@ def test_a_network_that_ends_the_program_at_once_is_an_error() -> None:
 def test_the_command_does_not_end_well_when_the_network_ends_it(tmp_path: Path) -> None:
     write_net(tmp_path, "leaver", "__import__('sys').exit(0)")
     words = ["evaluate", "leaver:net", "--dataset", "digits", "--attacks", "fgsm", "-q"]
-    done = subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = forks.run(words, cwd=tmp_path)
     assert done.returncode == 2
     assert "SystemExit" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -447,12 +433,7 @@ def test_a_strangers_run_imports_nothing(trained: Path, tmp_path: Path, place: s
         record[place.removeprefix("bare ")] = name if place.startswith("bare") else entry
     (run / "run.json").write_text(json.dumps(facts))
     seal(run)
-    done = subprocess.run(
-        [sys.executable, "-m", "robustbench_sparse", command, str(run)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = forks.run([command, run], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "refused" in done.stderr or "__main__" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -465,13 +446,10 @@ def test_a_run_with_a_plug_in_of_ones_own_is_read_when_that_is_trusted(tmp_path:
     (tmp_path / "my_strength.py").write_text(STRENGTH.format(strength=0.0))
     assert run_it(tmp_path).returncode == 0
     (run,) = (tmp_path / "results/own/runs").glob("own-s0-*")
-    words = [sys.executable, "-m", "robustbench_sparse", "sparsity", str(run)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = forks.run(["sparsity", run], cwd=tmp_path)
     assert done.returncode == 2
     assert "add --trust-plugins my_penalty" in done.stderr
-    done = subprocess.run(
-        [*words, "--trust-plugins", "my_penalty"], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = forks.run(["sparsity", run, "--trust-plugins", "my_penalty"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

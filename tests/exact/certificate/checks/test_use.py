@@ -98,11 +98,20 @@ NAMED = {
     "another network in its file": {"U5"},
 }
 QUICK = ("off the grid", "stack", "remembers in a closure")
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CHEATS]
+LIKE_OTHERS = (
+    "remembers in globals",
+    "stack of an attack",
+    "gradient mode, for ever",
+    "similar images in a batch",
 )
+
+
+def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    marks = (pytest.mark.slow, pytest.mark.long) if name in LIKE_OTHERS else (pytest.mark.slow,)
+    return () if name in QUICK else marks
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=_marks(n)) for n in CHEATS])
 def test_two_faces_are_found(name: str) -> None:
     s = examined(CHEATS[name](copy.deepcopy(trained())))
     found = findings(s)
@@ -131,7 +140,7 @@ def test_honest_networks_are_not_accused(name: str, adversarially: bool) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_nor_with_other_seeds(seed: int) -> None:
     for adversarially in (False, True):
         found = findings(examined(copy.deepcopy(trained(seed, adversarially)), seed=seed))
