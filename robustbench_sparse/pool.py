@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
-import subprocess
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +13,9 @@ from typing import Any
 
 from robustbench_sparse.config.plan import RunPlan
 from robustbench_sparse.data.bounded import available_memory
+from robustbench_sparse.foundation import ahead
 from robustbench_sparse.foundation.errors import UserError
-from robustbench_sparse.foundation.processes import command, environment, last_words
+from robustbench_sparse.foundation.processes import WORKERS, last_words
 from robustbench_sparse.foundation.progress import Progress, Task
 from robustbench_sparse.runs.manifest import table_of
 from robustbench_sparse.workers import Request
@@ -103,6 +101,7 @@ class _Pool:
         for _ in range(jobs):
             row = next(self._rows, None)
             self._employ(row or self._to_help(), wait=row is None)
+        ahead.drop(WORKERS)
 
     def close(self) -> None:
         """End every process, wherever it is."""
@@ -202,15 +201,8 @@ class _Worker:
         self, number: int, start: Mapping[str, Any], events: queue.Queue[tuple[int, dict[str, Any]]]
     ) -> None:
         self.number = number
-        self._said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed by ``stop``)
-        self._process = subprocess.Popen(
-            command("robustbench_sparse.workers"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=environment(),
-        )
+        self._started = ahead.take(WORKERS)
+        self._process, self._said = self._started.process, self._started.said
         self._write(start)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
@@ -220,13 +212,7 @@ class _Worker:
 
     def stop(self) -> None:
         """End it, wherever it is: what it writes is whole or not there."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was not yet written to a process that is gone
-                    stream.close()
-        self._said.close()
+        self._started.stop()
 
     def _write(self, value: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

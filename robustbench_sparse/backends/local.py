@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from robustbench_sparse.foundation import ahead
+from robustbench_sparse.foundation.processes import WORKERS
 from robustbench_sparse.pool import jobs_for, run_rows
 from robustbench_sparse.workers import Request
 from robustbench_sparse.workspace import Workspace
@@ -28,6 +30,7 @@ class Local:
         """Work on every row; yields after each. Those that another command works on come last."""
         count = jobs_for(work, self.jobs)
         if request is None or count == 1:
+            ahead.drop(WORKERS)
             return _one_by_one(work)
         return run_rows(work, request, count)
 

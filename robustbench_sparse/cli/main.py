@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 done, but a row that was worked on has a gap, or the refer
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,9 @@ from robustbench_sparse.cli.common import (
     progress,
     radius,
 )
+from robustbench_sparse.foundation import ahead
 from robustbench_sparse.foundation.errors import UserError
+from robustbench_sparse.foundation.processes import WORKERS
 from robustbench_sparse.foundation.tuning import tune_process
 
 if TYPE_CHECKING:
@@ -184,12 +187,15 @@ def run(
       robustbench-sparse run configs/quickstart.yaml --log csv,tensorboard
       robustbench-sparse run configs/mnist_clip.yaml --backend ray --ray-address auto
     """
-    from robustbench_sparse.backends import backend_of
-    from robustbench_sparse.benchmark import run_benchmark
-
-    chosen = _numbers(seeds)
+    count, chosen = _jobs(jobs), _numbers(seeds)
     labels = [label for text in only or [] for label in text.split(",")]
-    with progress(quiet) as show:
+    # They import PyTorch while this process does. ``auto`` knows only later how many it wants; more than there are
+    # cores would not be there any sooner, and there may be fewer rows.
+    workers = min(count, os.cpu_count() or 1) if count is not None and count > 1 and backend == "local" else 0
+    with ahead.started(WORKERS, workers), progress(quiet) as show:
+        from robustbench_sparse.backends import backend_of
+        from robustbench_sparse.benchmark import run_benchmark
+
         table = run_benchmark(
             config,
             out=out,
@@ -205,7 +211,7 @@ def run(
             limit=limit,
             variant=variant,
             replace=replace,
-            backend=backend_of(backend, jobs=_jobs(jobs), ray_address=ray_address),
+            backend=backend_of(backend, jobs=count, ray_address=ray_address),
             log=[kind.strip() for kind in (log or "").split(",") if kind.strip()],
             show=show,
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from robustbench_sparse.foundation.fences import exported
 
+WORKERS = "robustbench_sparse.workers"  # the module whose processes work on rows
 _PARTS = 3  # of a process's name: host, number, token
 
 

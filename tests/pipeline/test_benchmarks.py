@@ -150,6 +150,7 @@ def test_sides_take_turns_and_time_is_kept_to(monkeypatch: pytest.MonkeyPatch) -
     assert measured["b"].rate(100).median == 50
 
 
+@pytest.mark.long
 def test_scaling_replaces_the_tables_of_a_page_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")

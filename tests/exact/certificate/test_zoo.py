@@ -154,7 +154,7 @@ def trades(seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["natural", "pgd_at", "trades"])
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.long) for s in range(2, 5))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in range(1, 5))])
 def test_honest_networks_are_believable(seed: int, kind: str, tmp_path: Path) -> None:
     net = trades(seed) if kind == "trades" else trained(seed, kind == "pgd_at")
     kin = Relatives(undefended=True) if kind == "natural" else twin(seed)

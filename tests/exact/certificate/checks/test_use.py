@@ -125,9 +125,13 @@ def test_two_faces_are_found(name: str) -> None:
         assert s.found.by.count("U1") + s.found.by.count("U2") > 0.3 * len(s)
 
 
-@pytest.mark.parametrize("adversarially", [False, True])
 @pytest.mark.parametrize(
-    "name", ["plain", "logs", *(pytest.param(n, marks=pytest.mark.slow) for n in list(HONEST)[2:])]
+    ("name", "adversarially"),
+    [
+        *((name, robust) for name in ("plain", "logs") for robust in (False, True)),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in list(HONEST)[2:]),
+        *(pytest.param(name, True, marks=(pytest.mark.slow, pytest.mark.long)) for name in list(HONEST)[2:]),
+    ],
 )
 def test_honest_networks_are_not_accused(name: str, adversarially: bool) -> None:
     s = examined(HONEST[name](copy.deepcopy(trained(0, adversarially))))
