@@ -94,6 +94,7 @@ def test_a_row_that_raises_is_reported_and_the_rest_goes_on(tmp_path: Path) -> N
     assert "| reading | failed |" in out.with_suffix(".md").read_text()
 
 
+@pytest.mark.long
 def test_accuracies_after_equal_epochs(tmp_path: Path) -> None:
     done = bench("--only", "at-accuracy", "--out", str(tmp_path / "result"))
     assert done.returncode == 0, done.stdout + done.stderr

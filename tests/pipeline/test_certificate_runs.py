@@ -28,6 +28,15 @@ TINY = replace(
     draws=6, eot=3, samples=10,
 )  # fmt: skip
 MLP = {"name": "mlp", "hidden": [24]}
+# The command with that budget.
+SMALLER = """
+from robustbench_sparse.certificate.budget import BUDGETS
+from robustbench_sparse.cli.main import main
+from tests.pipeline.test_certificate_runs import TINY
+
+BUDGETS["quick"] = TINY
+main()
+"""
 
 
 def benchmark(**changes: Any) -> dict[str, Any]:
@@ -197,7 +206,8 @@ def test_kill_9_in_the_middle_of_a_certificate_changes_nothing(tmp_path: Path) -
     config = benchmark(runs={"natural": {}}, threads=1)
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(config))
     command = ["run", str(tmp_path / "b.yaml"), "-q", "--out"]
-    process = forks.start([*command, tmp_path / "cut"])
+    (tmp_path / "tiny.py").write_text(SMALLER)
+    process = forks.start([*command, tmp_path / "cut"], script=tmp_path / "tiny.py")
     deadline = time.monotonic() + 120
     parts: list[Path] = []
     while time.monotonic() < deadline and process.poll() is None:
@@ -211,7 +221,7 @@ def test_kill_9_in_the_middle_of_a_certificate_changes_nothing(tmp_path: Path) -
     process.wait()
     assert not list((tmp_path / "cut").glob("small/runs/*/certificate/certificate.json"))
     for name in ("cut", "whole"):
-        forks.run([*command, tmp_path / name], check=True)
+        forks.run([*command, tmp_path / name], script=tmp_path / "tiny.py", check=True)
     cut, whole = (certificate(tmp_path / name / "small", "natural") for name in ("cut", "whole"))
     for made in (cut, whole):
         made.pop("seconds")

@@ -28,7 +28,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.param(("after", "*/snapshots/0-2.safetensors", 1), marks=pytest.mark.long),
         ("after", "*/outcomes/pgd.csv", 1),  # and before its .json
         pytest.param(("before", "*/outcomes/pgd.json", 2), marks=pytest.mark.long),
-        ("after", "*/files.json", 3),  # training is stored, and its checkpoint is still there
+        # Training is stored, and its checkpoint is still there.
+        pytest.param(("after", "*/files.json", 3), marks=pytest.mark.long),
         pytest.param(("after", "*/files.json", 5), marks=pytest.mark.long),  # an outcome, and its parts
     ],
     ids=lambda kill: " ".join(map(str, kill)),

@@ -97,9 +97,10 @@ NAMED = {
     "knows the test": {"U6"},
     "another network in its file": {"U5"},
 }
-QUICK = ("off the grid", "stack", "remembers in a closure")
+QUICK = ("off the grid", "stack")
 LIKE_OTHERS = (
     "remembers in globals",
+    "remembers in a closure",
     "stack of an attack",
     "gradient mode, for ever",
     "similar images in a batch",
