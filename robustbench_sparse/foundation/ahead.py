@@ -51,8 +51,10 @@ _idle: dict[str, list[Started]] = {}  # by module
 @contextlib.contextmanager
 def started(module: str, count: int) -> Iterator[None]:
     """Begin so many processes that ``take`` hands out; those that nobody took end with the block."""
-    _idle.setdefault(module, []).extend(_begun(module) for _ in range(count))
+    waiting = _idle.setdefault(module, [])
     try:
+        for _ in range(count):
+            waiting.append(_begun(module))
         yield
     finally:
         drop(module)

@@ -14,6 +14,7 @@ import atexit
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -54,6 +55,9 @@ class _Server:
         theirs.close()
         self.ours = ours
         self.lines = ours.makefile("r")
+        self.said = tempfile.TemporaryDirectory(
+            prefix="rbs-forks-"
+        )  # what commands write; gone with this process
         atexit.register(ours.close)  # the server ends with it
 
     def ask(self, **request: Any) -> Any:
@@ -62,6 +66,7 @@ class _Server:
 
 
 _server = functools.cache(_Server)  # one for all tests of this process
+_numbers = itertools.count()
 
 
 @dataclasses.dataclass
@@ -111,8 +116,8 @@ def start(
         script: a Python file to run in place of the command.
         cwd, env: its folder and its environment; this process's if None.
     """
-    folder = Path(tempfile.mkdtemp(prefix="rbs-fork-"))
-    out, err = folder / "out", folder / "err"
+    number = next(_numbers)
+    out, err = (Path(_server().said.name) / f"{number}.{kind}" for kind in ("out", "err"))
     pid = _server().ask(
         do="start",
         words=[str(w) for w in words],
