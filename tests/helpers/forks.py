@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,9 +55,8 @@ class _Server:
         theirs.close()
         self.ours = ours
         self.lines = ours.makefile("r")
-        self.said = tempfile.TemporaryDirectory(
-            prefix="rbs-forks-"
-        )  # what commands write; gone with this process
+        # What commands write; gone with this process.
+        self.said = tempfile.TemporaryDirectory(prefix="rbs-forks-")
         atexit.register(ours.close)  # the server ends with it
 
     def ask(self, **request: Any) -> Any:
@@ -178,31 +177,42 @@ def _become(
     words: list[str], script: str | None, cwd: str, env: dict[str, str], out: str, err: str
 ) -> NoReturn:
     """This fork as the command; it never comes back."""
-    status = 1
-    try:
+
+    def command() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number, path in ((1, out), (2, err)):
-            opened = os.open(path, os.O_WRONLY | os.O_CREAT)
-            os.dup2(opened, number)
-            os.close(opened)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
         sys.path[0] = str(Path(script).parent) if script else cwd
         importlib.invalidate_caches()
         sys.argv = [script or MODULE, *words]
-        if script:
-            runpy.run_path(script, run_name="__main__")
-        else:
-            runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        try:
+            if script:
+                runpy.run_path(script, run_name="__main__")
+            else:
+                runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        finally:
+            atexit._run_exitfuncs()
+
+    end_with(command, Path(out), Path(err))
+
+
+def end_with(work: Callable[[], object], out: Path, err: Path) -> NoReturn:
+    """Let this fork do one thing, write to these files, and end; the status is the one of an interpreter."""
+    status = 1
+    try:
+        for number, path in ((1, out), (2, err)):
+            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(opened, number)
+            os.close(opened)
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
+        work()
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
     except BaseException:
         traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
+    finally:  # without what was registered for the exit: that belongs to the process this one is forked from
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import forks
 from tests.pipeline import killed
 
 EXPIRY = 0.5
@@ -28,29 +29,19 @@ def forked(folder: Path, log: str, moment: Moment | None = None) -> int:
 
     It is forked, so that it need not import anything; no thread and no kernel has run in this process.
     """
-    process = os.fork()
-    if process:
-        return process
-    code = 99
-    try:
-        handle = os.open(folder / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+
+    def command() -> None:
         if moment is not None:
             killed.signal_at(*moment, signal.SIGSTOP)
         from robustbench_sparse.cli import main as cli
 
         sys.argv = ["robustbench-sparse", *killed.command(folder)]
         cli.main()
-        code = 0
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    process = os.fork()
+    if not process:
+        forks.end_with(command, folder / log, folder / log)
+    return process
 
 
 def ended(process: int) -> int | None:
